@@ -1,0 +1,233 @@
+//! Settings: environment variables (and a TOML file for what is structured) become one typed [`Config`].
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+
+use crate::email::{EmailAddress, PerLane};
+
+/// Everything the daemon is told. Secrets are wrapped, so that `Debug` does not show them.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The broker.
+    pub broker: BrokerConfig,
+    /// The database.
+    pub store: StoreConfig,
+    /// The relays.
+    pub smtp: SmtpConfig,
+    /// What every mail carries.
+    pub mail: MailConfig,
+    /// Limits and rules of the pipeline.
+    pub pipeline: PipelineConfig,
+    /// The admin listener.
+    pub http: HttpConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// How the broker is reached and what is declared there.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// `AMQP_URL`: `amqp://` or `amqps://`, with user, password and virtual host.
+    pub url: SecretString,
+    /// `AMQP_CA_FILE`: certificates to trust besides the system's, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// `AMQP_QUEUE_TYPE`: what lanes, dead-letter and unrouted queues are.
+    pub queue_type: QueueType,
+    /// `AMQP_TOPOLOGY`.
+    pub topology: TopologyMode,
+    /// `prefetch` of each lane: deliveries held unacknowledged at once, 1 to 2000.
+    pub prefetch: PerLane<u16>,
+    /// `ladder` of each lane: the delays before the second, third ... try; 1 to 12 rising values.
+    pub ladders: PerLane<Vec<Duration>>,
+    /// `DEAD_LETTER_ARCHIVE`: whether dead letters are moved into the database.
+    pub archive: bool,
+}
+
+/// Kind of the lane queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueType {
+    /// Replicated, the default.
+    Quorum,
+    /// With `x-max-priority`.
+    Classic,
+}
+
+/// Who makes the exchanges and queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopologyMode {
+    /// The daemon declares what is missing.
+    Declare,
+    /// The daemon checks that everything is there.
+    Verify,
+    /// The daemon trusts that everything is there.
+    None,
+}
+
+/// How PostgreSQL is reached.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// `DATABASE_URL`.
+    pub url: SecretString,
+    /// `DATABASE_CONNECTIONS_MAX`: for all but the fast lane, 2 to 200 (default 10).
+    pub connections_max: u32,
+    /// `DATABASE_FAST_CONNECTIONS_MAX`: kept for the fast lane, 1 to 50 (default 3).
+    pub fast_connections_max: u32,
+    /// `EMAIL_HASH_KEY`: keys the hash that stands for an address, at least 32 characters.
+    pub hash_key: SecretString,
+}
+
+/// The relays and how they are spoken to.
+#[derive(Debug, Clone)]
+pub struct SmtpConfig {
+    /// In order of preference; at least one.
+    pub relays: Vec<RelayConfig>,
+    /// `SMTP_HELO_NAME`: what EHLO says (default: this machine's host name, else `localhost`).
+    pub helo_name: String,
+    /// `SMTP_TIMEOUT_SECONDS`: limit of each step of the dialogue but the reply to the final dot.
+    pub step_timeout: Duration,
+    /// `SMTP_DOT_TIMEOUT_SECONDS`: limit of the reply to the final dot (600, RFC 5321 §4.5.3.2.6).
+    pub dot_timeout: Duration,
+    /// `connections` of each lane: SMTP connections at most, for each relay.
+    pub connections: PerLane<usize>,
+    /// `SMTP_MAILS_PER_CONNECTION`: a connection is retired after this many.
+    pub mails_per_connection_max: u32,
+    /// `SMTP_IDLE_SECONDS`: a connection idle for longer is closed, not reused.
+    pub idle_max: Duration,
+}
+
+/// One relay.
+#[derive(Debug, Clone)]
+pub struct RelayConfig {
+    /// For logs, metrics and readiness: the file's `name`, else `host:port`.
+    pub name: String,
+    /// Host name or address; certificates are checked against it.
+    pub host: String,
+    /// 587 by default.
+    pub port: u16,
+    /// How the connection is protected.
+    pub tls: RelayTls,
+    /// `SMTP_CA_FILE`: certificates to trust besides the system's, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// `SMTP_USER` and `SMTP_PASSWORD`.
+    pub credentials: Option<RelayCredentials>,
+}
+
+/// User and password for AUTH.
+#[derive(Debug, Clone)]
+pub struct RelayCredentials {
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: SecretString,
+}
+
+/// How a relay's connection is protected. There is no opportunistic mode: it falls to anybody on the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RelayTls {
+    /// `SMTP_USE_TLS=false`.
+    Plain,
+    /// `SMTP_USE_TLS=true`: STARTTLS is required.
+    StartTls,
+    /// `SMTP_USE_TLS=true` on port 465: TLS from the first byte.
+    Implicit,
+}
+
+/// What every mail carries.
+#[derive(Debug, Clone)]
+pub struct MailConfig {
+    /// `SMTP_FROM_EMAIL`, also the envelope sender.
+    pub from: EmailAddress,
+    /// `SMTP_FROM_NAME`.
+    pub from_name: Option<String>,
+    /// `SMTP_REPLY_TO`.
+    pub reply_to: Option<EmailAddress>,
+    /// `EMAIL_MESSAGE_ID_DOMAIN`: right side of Message-ID (default: the domain of `SMTP_FROM_EMAIL`).
+    pub message_id_domain: String,
+    /// `EMAIL_SUPPORT_EMAIL`: shown in mails; its line goes when unset.
+    pub support_email: Option<String>,
+    /// `EMAIL_SUPPORT_PHONE`: likewise.
+    pub support_phone: Option<String>,
+    /// `EMAIL_TIMEZONE` (default `Africa/Porto-Novo`).
+    pub timezone: chrono_tz::Tz,
+    /// `EMAIL_TEMPLATES_DIR` (default `templates`).
+    pub templates_dir: PathBuf,
+}
+
+/// Limits and rules of the pipeline.
+#[derive(Debug, Clone)]
+pub struct PipelineConfig {
+    /// `EMAIL_ALLOWED_ATTACHMENT_TYPES`: pdf, png, jpg, json, csv.
+    pub attachment_types: Vec<String>,
+    /// `EMAIL_MAX_ATTACHMENT_SIZE_MB` in bytes (10 MB, counted in units of 1024 x 1024).
+    pub attachment_bytes_max: usize,
+    /// `EMAIL_P0_SOURCES`: who may use P0 (default `incident`); others travel as P1.
+    pub p0_sources: Vec<String>,
+    /// `SMTP_RETRY_MAX_ATTEMPTS`: tries of a template whose manifest names none (default 3).
+    pub tries_default: i32,
+    /// `age_max` of each lane: older mails are not tried again (24 h; fast 1 h).
+    pub age_max: PerLane<Duration>,
+    /// `EMAIL_MAX_NOT_BEFORE_DAYS`: furthest `not_before` (30 days).
+    pub not_before_max: Duration,
+    /// `EMAIL_UNKNOWN_WAIT_SECONDS`: how long feedback may settle an unknown outcome (60 s; counts as 0 for P0 and without a webhook).
+    pub unknown_wait: Duration,
+    /// `EMAIL_LEASE_SECONDS`: how long a daemon that stops renewing keeps what it claimed (30 s; 10 to 600).
+    pub lease: Duration,
+    /// `SHUTDOWN_GRACE_SECONDS`: how long mails on the wire may take to finish after SIGTERM (60 s).
+    pub shutdown_grace: Duration,
+    /// `EMAIL_AUDIT_RETENTION_DAYS` (365).
+    pub audit_retention: Duration,
+    /// `EMAIL_AUTO_ANONYMIZE_AFTER_DAYS` (90).
+    pub anonymize_after: Duration,
+}
+
+/// The sidecar.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// `ADMIN_ADDR` (default `127.0.0.1:8025`).
+    pub admin_addr: SocketAddr,
+    /// `WEBHOOK_ADDR`; nothing: no public listener.
+    pub webhook_addr: Option<SocketAddr>,
+    /// `ADMIN_TOKENS`: `name:role:token`, comma-separated; empty: nobody gets in.
+    pub tokens: Vec<AdminToken>,
+}
+
+/// One named bearer token.
+#[derive(Debug, Clone)]
+pub struct AdminToken {
+    /// Who.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+    /// At least 16 characters.
+    pub token: SecretString,
+}
+
+/// What a token may do; each role may do what the one before may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Look at persons' data, replay, resend, pause.
+    Operator,
+    /// Change templates.
+    Admin,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// `LOG_FORMAT`: json or text.
+    pub format: LogFormat,
+    /// `LOG_LEVEL`: a filter as `tracing_subscriber::EnvFilter` reads it (default `info`).
+    pub filter: String,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}

@@ -1,0 +1,32 @@
+//! The vocabulary of one e-mail: what a request, a mail and an outcome are. No I/O, no outside service.
+//!
+//! Invariant: nothing here knows a door (`broker`, `store`, `smtp`, `templates`, `wire`); every door converts to these types.
+
+/// Addresses: parsing, equality, masking.
+pub mod address;
+
+/// Priorities, and the lanes they travel in.
+pub mod lane;
+
+/// What a producer asked for.
+pub mod request;
+
+/// What travels beside the request: lane, publish time, generation, trace context.
+pub mod envelope;
+
+/// What a template made of it.
+pub mod rendered;
+
+/// Where a mail stands, and why it failed.
+pub mod status;
+
+/// What the relay said, and what that means.
+pub mod outcome;
+
+pub use address::{AddressError, EmailAddress};
+pub use envelope::Envelope;
+pub use lane::{Lane, PerLane, Priority};
+pub use outcome::{LinkFault, Outcome, Phase, Reply, SendReport};
+pub use rendered::{Manifest, RenderedEmail, TemplateKind, UnknownPolicy};
+pub use request::{Attachment, AttachmentContent, EmailRequest, PayloadHash, Recipient};
+pub use status::{Reason, Status};

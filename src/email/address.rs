@@ -1,0 +1,173 @@
+//! E-mail addresses: parsed once, compared by a normalised key, never printed in full by accident.
+//!
+//! Invariant: `Debug` and `Display` mask the address. Only [`EmailAddress::as_str`] and [`EmailAddress::key`] reveal it.
+
+use std::fmt;
+
+/// Longest local part, in octets (RFC 5321 §4.5.3.1.1).
+const LOCAL_BYTES_MAX: usize = 64;
+/// Longest address in a path, in octets (RFC 5321 §4.5.3.1.3, less the angle brackets).
+const ADDRESS_BYTES_MAX: usize = 254;
+/// Longest label of a domain, in octets (RFC 1035 §2.3.4).
+const LABEL_BYTES_MAX: usize = 63;
+
+/// An address that a relay can be given: `local@domain`, the domain in lower-case ASCII (IDNA).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EmailAddress {
+    text: String,
+    at: usize,
+}
+
+/// Why a text is not an address that mail can be sent to. The text itself is never repeated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// There is nothing there.
+    #[error("the address is empty")]
+    Empty,
+    /// There is no `@`.
+    #[error("the address has no @")]
+    NoAt,
+    /// A control character, a space or an angle bracket.
+    #[error("the address holds a character that is not allowed (U+{0:04X})")]
+    Character(u32),
+    /// What is before the `@` is empty, has misplaced dots, or is quoted.
+    #[error("the part before the @ is not valid")]
+    Local,
+    /// More than 64 octets before the `@`.
+    #[error("the part before the @ is longer than 64 octets")]
+    LocalTooLong,
+    /// What is after the `@` is not a domain name with at least one dot.
+    #[error("the part after the @ is not a domain name with a dot")]
+    Domain,
+    /// More than 254 octets in all.
+    #[error("the address is longer than 254 octets")]
+    TooLong,
+}
+
+impl EmailAddress {
+    /// Reads an address. Blanks around it are dropped; the domain is brought to lower-case ASCII.
+    ///
+    /// # Errors
+    /// When it cannot be an address of a mailbox on the Internet: see [`AddressError`]. Quoted local parts and
+    /// address literals (`user@[192.0.2.1]`) are refused: no relay of ours has a mailbox there.
+    pub fn parse(text: &str) -> Result<Self, AddressError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(AddressError::Empty);
+        }
+        if let Some(c) = text.chars().find(|c| c.is_control() || c.is_whitespace() || "<>()[]\\,;:\"".contains(*c)) {
+            return Err(AddressError::Character(u32::from(c)));
+        }
+        let (local, domain) = text.rsplit_once('@').ok_or(AddressError::NoAt)?;
+        if local.is_empty() || local.contains('@') || local.split('.').any(str::is_empty) {
+            return Err(AddressError::Local);
+        }
+        if local.len() > LOCAL_BYTES_MAX {
+            return Err(AddressError::LocalTooLong);
+        }
+        let domain = idna::domain_to_ascii_strict(domain).map_err(|_| AddressError::Domain)?;
+        let labels_are_sound = domain.contains('.')
+            && domain.split('.').all(|label| !label.is_empty() && label.len() <= LABEL_BYTES_MAX)
+            && !domain.rsplit('.').next().is_none_or(|top| top.bytes().all(|b| b.is_ascii_digit()));
+        if !labels_are_sound {
+            return Err(AddressError::Domain);
+        }
+        let text = format!("{local}@{domain}");
+        if text.len() > ADDRESS_BYTES_MAX {
+            return Err(AddressError::TooLong);
+        }
+        Ok(Self { at: local.len(), text })
+    }
+
+    /// The address as it goes to the relay. Personal: not for logs.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// What is before the `@`.
+    #[must_use]
+    pub fn local(&self) -> &str {
+        &self.text[..self.at]
+    }
+
+    /// What is after the `@`, in ASCII.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.text[self.at + 1..]
+    }
+
+    /// What two spellings of one mailbox have in common: all of it in lower case. Personal: not for logs.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.text.to_lowercase()
+    }
+
+    /// Whether the relay must offer SMTPUTF8 (RFC 6531) to take it.
+    #[must_use]
+    pub fn needs_smtputf8(&self) -> bool {
+        !self.text.is_ascii()
+    }
+
+    /// First letter and domain's last label: enough to recognise in a log, not enough to write to.
+    #[must_use]
+    pub fn masked(&self) -> String {
+        let first = self.text.chars().next().unwrap_or('*');
+        let top = self.domain().rsplit('.').next().unwrap_or("");
+        format!("{first}***@***.{top}")
+    }
+}
+
+impl fmt::Debug for EmailAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked())
+    }
+}
+
+impl fmt::Display for EmailAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_mailbox_has_one_key() {
+        let plain = EmailAddress::parse(" Ada@Example.BJ ").expect("valid");
+        assert_eq!(plain.as_str(), "Ada@example.bj");
+        assert_eq!(plain.key(), EmailAddress::parse("ada@EXAMPLE.bj").expect("valid").key());
+        let idn = EmailAddress::parse("contact@bücher.example").expect("valid");
+        assert_eq!(idn.domain(), "xn--bcher-kva.example");
+        assert_eq!(idn.key(), EmailAddress::parse("contact@xn--bcher-kva.example").expect("valid").key());
+    }
+
+    #[test]
+    fn what_is_not_a_mailbox_is_refused() {
+        for (text, want) in [
+            ("", AddressError::Empty),
+            ("nobody", AddressError::NoAt),
+            ("a b@example.bj", AddressError::Character(0x20)),
+            ("a\r\nRCPT@example.bj", AddressError::Character(0x0D)),
+            ("a\0@example.bj", AddressError::Character(0)),
+            ("a@b@example.bj", AddressError::Local),
+            (".a@example.bj", AddressError::Local),
+            ("a@localhost", AddressError::Domain),
+            ("a@127.0.0.1", AddressError::Domain),
+            ("a@-x..bj", AddressError::Domain),
+            ("a@[127.0.0.1]", AddressError::Character(0x5B)),
+        ] {
+            assert_eq!(EmailAddress::parse(text), Err(want), "{text:?}");
+        }
+        assert_eq!(EmailAddress::parse(&format!("{}@example.bj", "a".repeat(65))), Err(AddressError::LocalTooLong));
+    }
+
+    #[test]
+    fn printing_masks() {
+        let address = EmailAddress::parse("reseller@techconnect.bj").expect("valid");
+        assert_eq!(format!("{address} {address:?}"), "r***@***.bj r***@***.bj");
+    }
+}

@@ -1,0 +1,32 @@
+//! What travels beside the request in AMQP properties and headers.
+
+use chrono::{DateTime, Utc};
+
+use super::Lane;
+
+/// Everything the pipeline needs of a delivery apart from its body.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    /// The lane whose queue it was taken from.
+    pub lane: Lane,
+    /// Routing key of the producer's own publish (kept through retries).
+    pub routing_key: String,
+    /// `content_type`, as given.
+    pub content_type: Option<String>,
+    /// `message_id`, as given.
+    pub message_id: Option<String>,
+    /// `x-published-at-ms`, else `timestamp`; nothing when the producer gave neither.
+    pub published_at: Option<DateTime<Utc>>,
+    /// `x-generation`: raised by a replay, so that older copies are recognised as duplicates.
+    pub generation: i32,
+    /// `x-copy`: which retry copy of the request this is; 0 is the producer's own publish.
+    pub copy_no: i32,
+    /// `x-crashes`: how often a stage panicked on it, alone.
+    pub crashes: i32,
+    /// The broker says that it has delivered this before.
+    pub redelivered: bool,
+    /// W3C trace context, passed on as it came.
+    pub traceparent: Option<String>,
+    /// W3C trace state, passed on as it came.
+    pub tracestate: Option<String>,
+}

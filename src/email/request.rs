@@ -1,0 +1,150 @@
+//! What a producer asked for, decoded and checked for shape.
+
+use std::{collections::BTreeMap, fmt};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{AddressError, EmailAddress, Priority};
+
+/// One decoded `EmailRequest`.
+#[derive(Clone)]
+pub struct EmailRequest {
+    /// The producer's idempotency key.
+    pub id: Uuid,
+    /// SHA-256 over the canonical form: equal requests have equal hashes, whatever their encoding.
+    pub payload_hash: PayloadHash,
+    /// billing, incident, ... lower case.
+    pub source: String,
+    /// Which template.
+    pub template_key: String,
+    /// A pinned version of it.
+    pub template_version: Option<i32>,
+    /// 1 to 100, no two with the same key.
+    pub recipients: Vec<Recipient>,
+    /// What the template prints.
+    pub variables: Map<String, Value>,
+    /// In the order given.
+    pub attachments: Vec<Attachment>,
+    /// After the rule "the body wins over the routing key".
+    pub priority: Priority,
+    /// BCP 47; nothing: the template's own.
+    pub locale: Option<String>,
+    /// Overrides the configured Reply-To.
+    pub reply_to: Option<EmailAddress>,
+    /// Not before this time.
+    pub not_before: Option<DateTime<Utc>>,
+    /// Never after this time.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Echoed on events.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for EmailRequest {
+    /// Names the request without showing anybody's data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmailRequest")
+            .field("id", &self.id)
+            .field("source", &self.source)
+            .field("template_key", &self.template_key)
+            .field("recipients", &self.recipients.len())
+            .field("priority", &self.priority)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One person who gets a mail of their own.
+#[derive(Debug, Clone)]
+pub struct Recipient {
+    /// The address, or why there is none: a bad address fails only itself.
+    pub address: Result<EmailAddress, BadAddress>,
+    /// Shown before the address; no control characters.
+    pub display_name: Option<String>,
+}
+
+impl Recipient {
+    /// What tells this recipient from the others of the request: the address' key, or the bad text as given.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match &self.address {
+            Ok(address) => address.key(),
+            Err(bad) => bad.text.to_lowercase(),
+        }
+    }
+
+    /// What the audit shows as the recipient. Personal: not for logs.
+    #[must_use]
+    pub fn shown(&self) -> &str {
+        match &self.address {
+            Ok(address) => address.as_str(),
+            Err(bad) => &bad.text,
+        }
+    }
+}
+
+/// A text that is not an address, and why. `Debug` does not show the text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BadAddress {
+    /// As given, at most 320 characters, without control characters.
+    pub text: String,
+    /// Why it is not an address.
+    pub error: AddressError,
+}
+
+impl fmt::Debug for BadAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BadAddress({})", self.error)
+    }
+}
+
+/// A file that goes with the mail.
+#[derive(Clone)]
+pub struct Attachment {
+    /// Cleaned: no path, no control characters, at most 255 characters.
+    pub file_name: String,
+    /// As declared, lower case, without parameters.
+    pub content_type: String,
+    /// The bytes, or where they lie.
+    pub content: AttachmentContent,
+    /// Set for an inline image.
+    pub content_id: Option<String>,
+}
+
+/// The bytes of an attachment, or where they lie.
+#[derive(Clone)]
+pub enum AttachmentContent {
+    /// In the request itself.
+    Inline {
+        /// The file.
+        bytes: Bytes,
+        /// Its SHA-256.
+        sha256: [u8; 32],
+    },
+    /// Elsewhere; fetched before sending, and checked.
+    Reference {
+        /// `s3://`, `https://` or `file://`.
+        uri: String,
+        /// Announced size.
+        size_bytes: u64,
+        /// Announced SHA-256.
+        sha256: [u8; 32],
+    },
+}
+
+/// SHA-256 over a request's canonical form.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PayloadHash(pub [u8; 32]);
+
+impl fmt::Display for PayloadHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for PayloadHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

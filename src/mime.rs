@@ -1,0 +1,1 @@
+//! A rendered mail becomes the bytes of a message (RFC 5322, MIME).
