@@ -1,10 +1,65 @@
 //! Settings: environment variables (and a TOML file for what is structured) become one typed [`Config`].
+//!
+//! [`SETTINGS`] lists them all. The environment wins over the file; `NAME_FILE` reads the setting NAME from a file;
+//! a variable that is set to nothing counts as unset. The file looks like this:
+//!
+//! ```toml
+//! [settings]                  # any setting, by its name in lower case
+//! smtp_from_email = "noreply@example.org"
+//!
+//! [lanes.fast]                # fast, standard, bulk
+//! prefetch = 32
+//! connections = 4
+//! ladder = ["1s", "5s", "20s", "60s"]
+//! age_max = "1h"
+//!
+//! [[relays]]                  # in order of preference
+//! name = "primary"
+//! host = "mail.example.org"
+//! port = 587
+//! tls = "starttls"            # starttls, implicit, plain
+//! user = "noreply@example.org"
+//! password_file = "/run/secrets/smtp_password"
+//! ```
+//!
+//! Invariants: a [`Config`] that exists is valid, so that nothing behind it checks settings again; all that is wrong
+//! is told at once, in [`Faults`]; no secret appears in the `Debug` or `Display` of anything here.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use secrecy::SecretString;
 
-use crate::email::{EmailAddress, PerLane};
+use crate::email::{EmailAddress, PerLane, attachment::FileType};
+
+mod setting;
+
+mod table;
+
+mod fault;
+
+mod source;
+
+mod file;
+
+mod read;
+
+mod parse;
+
+mod sections;
+
+mod relays;
+
+#[cfg(test)]
+mod tests;
+
+pub use fault::{Fault, Faults};
+pub use setting::{Group, Need, Setting, env_example};
+pub use source::{Environment, Settings};
+pub use table::SETTINGS;
 
 /// Everything the daemon is told. Secrets are wrapped, so that `Debug` does not show them.
 #[derive(Debug, Clone)]
@@ -23,6 +78,18 @@ pub struct Config {
     pub http: HttpConfig,
     /// Logs.
     pub log: LogConfig,
+    /// What is odd but not wrong, such as a name that looks like a setting and is none; for the log at start.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads everything the daemon needs. `file` is what `--config` names; without it `POSTRIDER_CONFIG` may name one.
+    ///
+    /// # Errors
+    /// All that is missing or wrong, at once.
+    pub fn load(environment: &Environment, file: Option<&Path>) -> Result<Self, Faults> {
+        Settings::read(environment, file).config()
+    }
 }
 
 /// How the broker is reached and what is declared there.
@@ -36,9 +103,9 @@ pub struct BrokerConfig {
     pub queue_type: QueueType,
     /// `AMQP_TOPOLOGY`.
     pub topology: TopologyMode,
-    /// `prefetch` of each lane: deliveries held unacknowledged at once, 1 to 2000.
+    /// `EMAIL_PREFETCH_<LANE>`, `prefetch` in the file: deliveries held unacknowledged at once, 1 to 2000 (32, 64, 64).
     pub prefetch: PerLane<u16>,
-    /// `ladder` of each lane: the delays before the second, third ... try; 1 to 12 rising values.
+    /// `EMAIL_LADDER_<LANE>`, `ladder` in the file: the delays before the second, third ... try; 1 to 12 rising values.
     pub ladders: PerLane<Vec<Duration>>,
     /// `DEAD_LETTER_ARCHIVE`: whether dead letters are moved into the database.
     pub archive: bool,
@@ -84,15 +151,15 @@ pub struct SmtpConfig {
     pub relays: Vec<RelayConfig>,
     /// `SMTP_HELO_NAME`: what EHLO says (default: this machine's host name, else `localhost`).
     pub helo_name: String,
-    /// `SMTP_TIMEOUT_SECONDS`: limit of each step of the dialogue but the reply to the final dot.
+    /// `SMTP_TIMEOUT_SECONDS`: limit of each step of the dialogue but the reply to the final dot (30 s).
     pub step_timeout: Duration,
     /// `SMTP_DOT_TIMEOUT_SECONDS`: limit of the reply to the final dot (600, RFC 5321 §4.5.3.2.6).
     pub dot_timeout: Duration,
-    /// `connections` of each lane: SMTP connections at most, for each relay.
+    /// `SMTP_CONNECTIONS_<LANE>`, `connections` in the file: SMTP connections at most, for each relay (4, 8, 4).
     pub connections: PerLane<usize>,
-    /// `SMTP_MAILS_PER_CONNECTION`: a connection is retired after this many.
+    /// `SMTP_MAILS_PER_CONNECTION`: a connection is retired after this many (100).
     pub mails_per_connection_max: u32,
-    /// `SMTP_IDLE_SECONDS`: a connection idle for longer is closed, not reused.
+    /// `SMTP_IDLE_SECONDS`: a connection idle for longer is closed, not reused (30 s).
     pub idle_max: Duration,
 }
 
@@ -158,20 +225,20 @@ pub struct MailConfig {
 #[derive(Debug, Clone)]
 pub struct PipelineConfig {
     /// `EMAIL_ALLOWED_ATTACHMENT_TYPES`: pdf, png, jpg, json, csv.
-    pub attachment_types: Vec<String>,
+    pub attachment_types: Vec<FileType>,
     /// `EMAIL_MAX_ATTACHMENT_SIZE_MB` in bytes (10 MB, counted in units of 1024 x 1024).
     pub attachment_bytes_max: usize,
     /// `EMAIL_P0_SOURCES`: who may use P0 (default `incident`); others travel as P1.
     pub p0_sources: Vec<String>,
     /// `SMTP_RETRY_MAX_ATTEMPTS`: tries of a template whose manifest names none (default 3).
     pub tries_default: i32,
-    /// `age_max` of each lane: older mails are not tried again (24 h; fast 1 h).
+    /// `EMAIL_AGE_MAX_<LANE>`, `age_max` in the file: older mails are not tried again (24 h; fast 1 h).
     pub age_max: PerLane<Duration>,
     /// `EMAIL_MAX_NOT_BEFORE_DAYS`: furthest `not_before` (30 days).
     pub not_before_max: Duration,
     /// `EMAIL_UNKNOWN_WAIT_SECONDS`: how long feedback may settle an unknown outcome (60 s; counts as 0 for P0 and without a webhook).
     pub unknown_wait: Duration,
-    /// `EMAIL_LEASE_SECONDS`: how long a daemon that stops renewing keeps what it claimed (30 s; 10 to 600).
+    /// `EMAIL_LEASE_SECONDS`: how long a daemon that stops renewing keeps what it claimed (30 s; 1 to 600, and less than 10 only where nothing but tests runs).
     pub lease: Duration,
     /// `SHUTDOWN_GRACE_SECONDS`: how long mails on the wire may take to finish after SIGTERM (60 s).
     pub shutdown_grace: Duration,
@@ -179,6 +246,34 @@ pub struct PipelineConfig {
     pub audit_retention: Duration,
     /// `EMAIL_AUTO_ANONYMIZE_AFTER_DAYS` (90).
     pub anonymize_after: Duration,
+    /// `EMAIL_RATE_LIMIT_TRANSACTIONAL`: mails of transactional templates to one person (unlimited).
+    pub rate_limit_transactional: RateLimit,
+    /// `EMAIL_RATE_LIMIT_MARKETING`: mails of marketing templates to one person (`1/day`).
+    pub rate_limit_marketing: RateLimit,
+    /// `EMAIL_EVENTS`: which events producers get (final).
+    pub events: EventsMode,
+}
+
+/// How many mails one person may get. Days and weeks are the calendar's, in `EMAIL_TIMEZONE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RateLimit {
+    /// As many as there are.
+    Unlimited,
+    /// `N/day`, at least 1.
+    PerDay(u32),
+    /// `N/week`, at least 1.
+    PerWeek(u32),
+}
+
+/// Which events are published to `email.events`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventsMode {
+    /// None.
+    Off,
+    /// Every status but `queued`, `sending`, `unknown`; and `unrouted`.
+    Final,
+    /// All of them.
+    All,
 }
 
 /// The sidecar.
@@ -217,7 +312,7 @@ pub enum Role {
 /// How logs are written.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
-    /// `LOG_FORMAT`: json or text.
+    /// `LOG_FORMAT`: json (default) or text.
     pub format: LogFormat,
     /// `LOG_LEVEL`: a filter as `tracing_subscriber::EnvFilter` reads it (default `info`).
     pub filter: String,

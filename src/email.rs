@@ -11,6 +11,9 @@ pub mod lane;
 /// What a producer asked for.
 pub mod request;
 
+/// Files that go with a mail: their types, and whether they are what they say.
+pub mod attachment;
+
 /// What travels beside the request: lane, publish time, generation, trace context.
 pub mod envelope;
 

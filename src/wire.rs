@@ -1,5 +1,99 @@
-//! The protobuf types of `proto/postrider/v1/email.proto`, as prost generates them, and their descriptor.
+//! The protobuf types of `proto/postrider/v1/email.proto`, and the two encodings that a request may arrive in.
 
-// Generated: the proto file carries the documentation.
-#![allow(missing_docs, clippy::all)]
-include!(concat!(env!("OUT_DIR"), "/postrider.v1.rs"));
+use std::sync::LazyLock;
+
+use prost::Message;
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+
+mod generated {
+    // Generated: the proto file carries the documentation.
+    #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+    include!(concat!(env!("OUT_DIR"), "/postrider.v1.rs"));
+}
+
+pub use generated::{
+    Attachment, EmailEvent, EmailRequest, Priority, Recipient, Reference, attachment::Content as AttachmentContent,
+};
+pub use prost_types::{Struct, Timestamp, Value, value::Kind as ValueKind};
+
+/// `content_type` of a request in protobuf's binary encoding.
+pub const PROTOBUF: &str = "application/x-protobuf";
+/// `content_type` of a request in protobuf's JSON mapping.
+pub const JSON: &str = "application/json";
+/// `type` of a request.
+pub const REQUEST_TYPE: &str = "postrider.v1.EmailRequest";
+
+/// The bytes are no request.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// Not protobuf, or another message.
+    #[error("the body is not a protobuf {REQUEST_TYPE}: {0}")]
+    Protobuf(#[from] prost::DecodeError),
+    /// Not JSON, or not in protobuf's mapping.
+    #[error("the body is not {REQUEST_TYPE} in protobuf's JSON mapping: {0}")]
+    Json(String),
+}
+
+static REQUEST: LazyLock<MessageDescriptor> = LazyLock::new(|| {
+    let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/postrider.bin")).as_slice();
+    let pool = DescriptorPool::decode(bytes).expect("the build script wrote a sound descriptor set");
+    pool.get_message_by_name(REQUEST_TYPE).expect("the proto file defines EmailRequest")
+});
+
+/// Reads a request in protobuf's binary encoding.
+///
+/// # Errors
+/// When the bytes are something else.
+pub fn from_protobuf(body: bytes::Bytes) -> Result<EmailRequest, WireError> {
+    Ok(EmailRequest::decode(body)?)
+}
+
+/// Reads a request in protobuf's JSON mapping. Unknown fields are errors: a misspelt name must not lose what it says.
+///
+/// # Errors
+/// When the text is not JSON, a field is unknown, or a value is of the wrong type; with line and column.
+pub fn from_json(body: &[u8]) -> Result<EmailRequest, WireError> {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    let message = DynamicMessage::deserialize_with_options(REQUEST.clone(), &mut reader, &options)
+        .and_then(|message| reader.end().map(|()| message))
+        .map_err(|error| WireError::Json(error.to_string()))?;
+    Ok(message.transcode_to()?)
+}
+
+/// The request as protobuf's JSON mapping, for people.
+#[must_use]
+pub fn to_json(request: &EmailRequest) -> serde_json::Value {
+    let mut message = DynamicMessage::new(REQUEST.clone());
+    if message.transcode_from(request).is_err() {
+        return serde_json::Value::Null;
+    }
+    let options = SerializeOptions::new().stringify_64_bit_integers(false);
+    message.serialize_with_options(serde_json::value::Serializer, &options).unwrap_or(serde_json::Value::Null)
+}
+
+/// The request in protobuf's binary encoding.
+#[must_use]
+pub fn to_protobuf(request: &EmailRequest) -> bytes::Bytes {
+    request.encode_to_vec().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_encodings_read_the_same() {
+        let json = br#"{"requestId":"x","priority":"P2","recipients":[{"address":"a@example.bj"}],"variables":{"n":45},
+            "attachments":[{"fileName":"a.pdf","inline":"JVBERi0="}]}"#;
+        let from_text = from_json(json).expect("valid");
+        assert_eq!(from_protobuf(to_protobuf(&from_text)).expect("valid"), from_text);
+        assert_eq!(from_json(to_json(&from_text).to_string().as_bytes()).expect("valid"), from_text);
+    }
+
+    #[test]
+    fn a_misspelt_field_is_an_error_that_names_it() {
+        let error = from_json(br#"{"request_idd":"x"}"#).expect_err("misspelt").to_string();
+        assert!(error.contains("request_idd"), "{error}");
+    }
+}

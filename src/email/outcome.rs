@@ -69,6 +69,19 @@ impl Reply {
     pub fn line(&self) -> String {
         format!("{} {}", self.code, self.text)
     }
+
+    /// The relay's own id for an accepted mail, where its words hold one: SES says `Ok <id>`, Postfix `queued as <id>`.
+    #[must_use]
+    pub fn relay_message_id(&self) -> Option<&str> {
+        let text = self.text.trim();
+        let id = match text.rsplit_once("queued as ") {
+            Some((_, id)) => id,
+            None => text.strip_prefix("Ok ").or_else(|| text.strip_prefix("OK "))?,
+        };
+        let id = id.trim();
+        let plausible = id.len() <= 255 && !id.is_empty() && !id.contains(char::is_whitespace);
+        plausible.then_some(id)
+    }
 }
 
 /// How a connection failed, as far as one mail is concerned.
@@ -162,5 +175,21 @@ impl Outcome {
             Self::Rejected { .. } => "rejected",
             Self::Unknown { .. } => "unknown",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_relays_own_id_is_found_where_there_is_one() {
+        let id = |text: &str| {
+            Reply { code: 250, enhanced: None, text: text.to_owned() }.relay_message_id().map(str::to_owned)
+        };
+        assert_eq!(id("Ok 0100018f-aaaa-000000").as_deref(), Some("0100018f-aaaa-000000"));
+        assert_eq!(id("2.0.0 Ok: queued as 4XyZ").as_deref(), Some("4XyZ"));
+        assert_eq!(id("Message accepted"), None);
+        assert_eq!(id("Ok thank you"), None);
     }
 }

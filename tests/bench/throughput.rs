@@ -1,1 +1,3 @@
+//! Throughput.
+
 fn main() {}

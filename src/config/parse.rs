@@ -1,0 +1,310 @@
+//! Texts become values. Pure, but for certificates, which are looked at where they are.
+//!
+//! Invariant: a complaint follows the setting's name or value ("is not ...") and never repeats the text: it may be a
+//! secret in the wrong place.
+
+use std::{
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use tracing_subscriber::EnvFilter;
+use url::{Host, Url};
+
+use super::{AdminToken, RateLimit, Role, read::secret, source::content};
+use crate::email::{EmailAddress, attachment::FileType};
+
+/// A value, or what is wrong with the text.
+pub(super) type Parsed<T> = Result<T, String>;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const HASH_KEY_CHARS_MIN: usize = 32;
+const TOKEN_CHARS_MIN: usize = 16;
+
+/// One of a few words, whatever their case.
+pub(super) fn one_of<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Parsed<T> {
+    move |text| {
+        choices
+            .iter()
+            .find(|(word, _)| word.eq_ignore_ascii_case(text.trim()))
+            .map(|(_, value)| *value)
+            .ok_or_else(|| format!("is not one of {}", choices.iter().map(|c| c.0).collect::<Vec<_>>().join(", ")))
+    }
+}
+
+/// Yes or no.
+pub(super) fn flag(text: &str) -> Parsed<bool> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "on" | "yes" | "1" => Ok(true),
+        "false" | "off" | "no" | "0" => Ok(false),
+        _ => Err("is neither true nor false".to_owned()),
+    }
+}
+
+/// A whole number within limits.
+pub(super) fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> impl Fn(&str) -> Parsed<T> {
+    move |text| {
+        let number = text.trim().parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("is not a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// A number of seconds.
+pub(super) fn seconds(range: RangeInclusive<u64>) -> impl Fn(&str) -> Parsed<Duration> {
+    move |text| number(range.clone())(text).map(Duration::from_secs)
+}
+
+/// A number of days.
+pub(super) fn days(range: RangeInclusive<u32>) -> impl Fn(&str) -> Parsed<Duration> {
+    move |text| number(range.clone())(text).map(|days| DAY * days)
+}
+
+/// A duration with its unit: `100ms`, `90s`, `5m`, `2h`, `1d`.
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
+    let text = text.trim();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let milliseconds = match text[digits..].trim_start() {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 3600 * 1000,
+        "d" => 24 * 3600 * 1000,
+        _ => return Err("is not a number with a unit (ms, s, m, h, d)".to_owned()),
+    };
+    let count: u64 = text[..digits].parse().map_err(|_| "is not a number with a unit (ms, s, m, h, d)".to_owned())?;
+    count.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "is too long".to_owned())
+}
+
+/// The delays before the second, third ... try.
+pub(super) fn ladder(text: &str) -> Parsed<Vec<Duration>> {
+    let steps = text.split(',').map(duration).collect::<Parsed<Vec<_>>>();
+    let steps = steps.map_err(|_| "has a step that is not a number with a unit (ms, s, m, h, d)".to_owned())?;
+    if steps.len() > 12 {
+        return Err("has more than 12 steps".to_owned());
+    }
+    if !steps.iter().all(|step| (Duration::from_millis(100)..=DAY).contains(step)) {
+        return Err("has a step that is not from 100ms to 24h".to_owned());
+    }
+    if !steps.is_sorted_by(|one, next| one < next) {
+        return Err("has steps that do not rise".to_owned());
+    }
+    Ok(steps)
+}
+
+/// How long a mail is tried.
+pub(super) fn age_max(text: &str) -> Parsed<Duration> {
+    let age = duration(text)?;
+    if (Duration::from_secs(1)..=DAY * 7).contains(&age) { Ok(age) } else { Err("is not from 1s to 7d".to_owned()) }
+}
+
+/// `unlimited`, `N/day`, `N/week`.
+pub(super) fn rate_limit(text: &str) -> Parsed<RateLimit> {
+    let text = text.trim().to_ascii_lowercase();
+    if text == "unlimited" {
+        return Ok(RateLimit::Unlimited);
+    }
+    let limit = text.split_once('/').and_then(|(count, unit)| {
+        let count = number(1..=1_000_000)(count).ok()?;
+        match unit.trim() {
+            "day" => Some(RateLimit::PerDay(count)),
+            "week" => Some(RateLimit::PerWeek(count)),
+            _ => None,
+        }
+    });
+    limit.ok_or_else(|| "is neither unlimited nor N/day nor N/week (N from 1 on)".to_owned())
+}
+
+/// A URL with one of these schemes. The parser's own words are dropped: they do not help with an unescaped password.
+fn url(text: &str, schemes: [&str; 2]) -> Parsed<Url> {
+    let url = Url::parse(text.trim())
+        .map_err(|_| "is not a URL; are special characters of the password percent-encoded?".to_owned())?;
+    if schemes.contains(&url.scheme()) {
+        Ok(url)
+    } else {
+        Err(format!("does not start with {}:// or {}://", schemes[0], schemes[1]))
+    }
+}
+
+/// Where the broker is.
+pub(super) fn amqp_url(text: &str) -> Parsed<SecretString> {
+    let url = url(text, ["amqp", "amqps"])?;
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host".to_owned());
+    }
+    if url.path().trim_start_matches('/').contains('/') {
+        return Err("names a virtual host with a slash, which must be written %2f".to_owned());
+    }
+    Ok(secret(text.trim()))
+}
+
+/// Where the database is. Without a host it is a socket, which the query names.
+pub(super) fn database_url(text: &str) -> Parsed<SecretString> {
+    url(text, ["postgres", "postgresql"]).map(|_| secret(text.trim()))
+}
+
+/// The key of the hash that stands for an address.
+pub(super) fn hash_key(text: &str) -> Parsed<SecretString> {
+    if text.chars().count() < HASH_KEY_CHARS_MIN {
+        return Err(format!("is shorter than {HASH_KEY_CHARS_MIN} characters"));
+    }
+    Ok(secret(text))
+}
+
+/// A file of certificates that is there.
+pub(super) fn ca_file(text: &str) -> Parsed<PathBuf> {
+    let pem = content(Path::new(text))?;
+    if !pem.contains("-----BEGIN CERTIFICATE-----") {
+        return Err("holds no PEM certificate".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// A host name or address to connect to.
+pub(super) fn host(text: &str) -> Parsed<String> {
+    let text = text.trim();
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if bare.parse::<IpAddr>().is_ok() {
+        return Ok(bare.to_owned());
+    }
+    match Host::parse(text) {
+        Ok(Host::Domain(name)) => Ok(name),
+        _ => Err("is not a host name or address".to_owned()),
+    }
+}
+
+/// What EHLO says: a domain, or an address literal (RFC 5321 §4.1.3).
+pub(super) fn helo_name(text: &str) -> Parsed<String> {
+    let text = text.trim();
+    let literal = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let sound = match literal {
+        Some(inside) => inside.strip_prefix("IPv6:").unwrap_or(inside).parse::<IpAddr>().is_ok(),
+        None => {
+            text.len() <= 255
+                && text.split('.').all(|label| {
+                    (1..=63).contains(&label.len())
+                        && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+                })
+        }
+    };
+    if sound { Ok(text.to_owned()) } else { Err("is neither a host name nor an address in brackets".to_owned()) }
+}
+
+/// One address.
+pub(super) fn address(text: &str) -> Parsed<EmailAddress> {
+    EmailAddress::parse(text).map_err(|error| format!("is not an e-mail address: {error}"))
+}
+
+/// A domain that addresses can have.
+pub(super) fn domain(text: &str) -> Parsed<String> {
+    let address = EmailAddress::parse(&format!("postmaster@{}", text.trim()));
+    address.map(|address| address.domain().to_owned()).map_err(|_| "is not a domain name with a dot".to_owned())
+}
+
+/// A short text of visible characters and spaces.
+pub(super) fn line(chars_max: usize) -> impl Fn(&str) -> Parsed<String> {
+    move |text| {
+        let text = text.trim();
+        if text.is_empty() || text.chars().count() > chars_max || text.chars().any(char::is_control) {
+            return Err(format!("is not a text of 1 to {chars_max} printable characters"));
+        }
+        Ok(text.to_owned())
+    }
+}
+
+/// A telephone number as people write it.
+pub(super) fn phone(text: &str) -> Parsed<String> {
+    let text = text.trim();
+    let sound = text.len() <= 40
+        && text.chars().all(|c| c.is_ascii_digit() || " +-.()".contains(c))
+        && text.chars().any(|c| c.is_ascii_digit());
+    if sound { Ok(text.to_owned()) } else { Err("is not a telephone number".to_owned()) }
+}
+
+/// A time zone by its name.
+pub(super) fn timezone(text: &str) -> Parsed<chrono_tz::Tz> {
+    text.trim().parse().map_err(|_| "is not a time zone".to_owned())
+}
+
+/// Types of attachments, each once, by their usual extension.
+pub(super) fn attachment_types(text: &str) -> Parsed<Vec<FileType>> {
+    let mut types = Vec::new();
+    for written in text.split(',') {
+        let Some(kind) = FileType::from_name(&written.trim().to_ascii_lowercase()) else {
+            return Err(format!("has a type that is not one of {}", FileType::ALL.map(FileType::name).join(", ")));
+        };
+        if !types.contains(&kind) {
+            types.push(kind);
+        }
+    }
+    Ok(types)
+}
+
+/// Names of producers, each once.
+pub(super) fn sources(text: &str) -> Parsed<Vec<String>> {
+    let mut sources: Vec<String> = Vec::new();
+    for name in text.split(',').map(str::trim) {
+        let sound = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+        if name.is_empty() || !name.bytes().all(sound) {
+            return Err("has a name that is not of lower-case letters, digits, - and _".to_owned());
+        }
+        if !sources.iter().any(|known| known == name) {
+            sources.push(name.to_owned());
+        }
+    }
+    Ok(sources)
+}
+
+/// Where to listen.
+pub(super) fn listen_address(text: &str) -> Parsed<SocketAddr> {
+    text.trim().parse().map_err(|_| "is not an IP address with a port".to_owned())
+}
+
+/// `name:role:token`, comma-separated. Entries are told by their number: in a garbled one any part may be the token.
+pub(super) fn admin_tokens(text: &str) -> Parsed<Vec<AdminToken>> {
+    let mut tokens: Vec<AdminToken> = Vec::new();
+    for (index, entry) in text.split(',').map(str::trim).enumerate() {
+        let number = index + 1;
+        let parts: Vec<&str> = entry.splitn(3, ':').collect();
+        let &[name, role, token] = parts.as_slice() else {
+            return Err(format!("has an entry ({number}) that is not name:role:token"));
+        };
+        if !(1..=64).contains(&name.len())
+            || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        {
+            return Err(format!("has an entry ({number}) whose name is not 1 to 64 characters of a-z 0-9 -"));
+        }
+        let roles = [("viewer", Role::Viewer), ("operator", Role::Operator), ("admin", Role::Admin)];
+        let role = one_of(&roles)(role).map_err(|problem| format!("has an entry ({number}) whose role {problem}"))?;
+        if token.len() < TOKEN_CHARS_MIN || !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(format!(
+                "has an entry ({number}) whose token is not {TOKEN_CHARS_MIN} or more visible ASCII characters"
+            ));
+        }
+        for (other, known) in tokens.iter().enumerate() {
+            if known.name == name || known.token.expose_secret() == token {
+                let what = if known.name == name { "name" } else { "token" };
+                return Err(format!("has two entries ({} and {number}) with the same {what}", other + 1));
+            }
+        }
+        tokens.push(AdminToken { name: name.to_owned(), role, token: secret(token) });
+    }
+    Ok(tokens)
+}
+
+/// What is logged. A bare word must be a level: the filter itself would take `inof` for a target and log nothing else.
+pub(super) fn log_filter(text: &str) -> Parsed<String> {
+    let text = text.trim();
+    let levels = ["trace", "debug", "info", "warn", "error", "off"];
+    let sound =
+        |part: &str| part.contains(['=', '[']) || levels.iter().any(|level| level.eq_ignore_ascii_case(part.trim()));
+    if text.split(',').all(sound) && EnvFilter::try_new(text).is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("is not a log filter".to_owned())
+    }
+}

@@ -1,0 +1,286 @@
+//! Each part of the settings, read as a whole; and what must hold between parts.
+//!
+//! Invariant: everything in a part is read before anything is given up, so that all faults come at once.
+
+use std::{path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+
+use super::{
+    BrokerConfig, Config, EventsMode, Faults, HttpConfig, LogConfig, LogFormat, MailConfig, PipelineConfig, QueueType,
+    Settings, StoreConfig, TopologyMode, parse,
+    read::{Reader, Recorded, lane_name},
+    relays::smtp,
+};
+use crate::email::Lane;
+
+/// The least lease that survives a database that is busy for a moment.
+const LEASE_SOUND: Duration = Duration::from_secs(10);
+
+impl Settings {
+    /// All of them: what the daemon needs.
+    ///
+    /// # Errors
+    /// All that is missing or wrong, at once.
+    pub fn config(&self) -> Result<Config, Faults> {
+        let mut reader = Reader::new(self);
+        let config = config(&mut reader);
+        reader.finish(config)
+    }
+
+    /// What publishing and the broker's checks need.
+    ///
+    /// # Errors
+    /// All that is missing or wrong in this part.
+    pub fn broker(&self) -> Result<super::BrokerConfig, Faults> {
+        self.part(broker)
+    }
+
+    /// What the database needs, with the key of the addresses' hash.
+    ///
+    /// # Errors
+    /// All that is missing or wrong in this part.
+    pub fn store(&self) -> Result<StoreConfig, Faults> {
+        self.part(store)
+    }
+
+    /// Where the database is, for commands that touch no address.
+    ///
+    /// # Errors
+    /// When it is missing or wrong.
+    pub fn database_url(&self) -> Result<SecretString, Faults> {
+        self.part(|r| r.read("DATABASE_URL", parse::database_url))
+    }
+
+    /// What every mail carries.
+    ///
+    /// # Errors
+    /// All that is missing or wrong in this part.
+    pub fn mail(&self) -> Result<MailConfig, Faults> {
+        self.part(mail)
+    }
+
+    /// The folder of the templates, for commands that only look at them.
+    ///
+    /// # Errors
+    /// When it is wrong.
+    pub fn templates_dir(&self) -> Result<PathBuf, Faults> {
+        self.part(templates_dir)
+    }
+
+    /// The relays.
+    ///
+    /// # Errors
+    /// All that is missing or wrong in this part.
+    pub fn smtp(&self) -> Result<super::SmtpConfig, Faults> {
+        self.part(smtp)
+    }
+
+    /// Limits and rules of the pipeline.
+    ///
+    /// # Errors
+    /// All that is missing or wrong in this part.
+    pub fn pipeline(&self) -> Result<PipelineConfig, Faults> {
+        self.part(pipeline)
+    }
+
+    /// The sidecar's listeners.
+    ///
+    /// # Errors
+    /// All that is missing or wrong in this part.
+    pub fn http(&self) -> Result<HttpConfig, Faults> {
+        self.part(http)
+    }
+
+    /// How logs are written.
+    ///
+    /// # Errors
+    /// All that is missing or wrong in this part.
+    pub fn log(&self) -> Result<LogConfig, Faults> {
+        self.part(log)
+    }
+
+    fn part<T>(&self, read: impl FnOnce(&mut Reader<'_>) -> Result<T, Recorded>) -> Result<T, Faults> {
+        let mut reader = Reader::new(self);
+        let value = read(&mut reader);
+        reader.finish(value)
+    }
+}
+
+fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
+    let broker = broker(r);
+    let store = store(r);
+    let smtp = smtp(r);
+    let mail = mail(r);
+    let pipeline = pipeline(r);
+    let http = http(r);
+    let log = log(r);
+    check_lanes(r);
+    let mut warnings = r.settings.unknown_variables();
+    warnings.append(&mut r.warnings);
+    Ok(Config {
+        broker: broker?,
+        store: store?,
+        smtp: smtp?,
+        mail: mail?,
+        pipeline: pipeline?,
+        http: http?,
+        log: log?,
+        warnings,
+    })
+}
+
+fn broker(r: &mut Reader<'_>) -> Result<BrokerConfig, Recorded> {
+    let url = r.read("AMQP_URL", parse::amqp_url);
+    let ca_file = r.read_optional("AMQP_CA_FILE", parse::ca_file);
+    let queue_type =
+        r.read("AMQP_QUEUE_TYPE", parse::one_of(&[("quorum", QueueType::Quorum), ("classic", QueueType::Classic)]));
+    let topology = r.read(
+        "AMQP_TOPOLOGY",
+        parse::one_of(&[
+            ("declare", TopologyMode::Declare),
+            ("verify", TopologyMode::Verify),
+            ("none", TopologyMode::None),
+        ]),
+    );
+    let prefetch = r.read_lanes("EMAIL_PREFETCH", parse::number(1..=2000));
+    let ladders = r.read_lanes("EMAIL_LADDER", parse::ladder);
+    let archive = r.read("DEAD_LETTER_ARCHIVE", parse::flag);
+    Ok(BrokerConfig {
+        url: url?,
+        ca_file: ca_file?,
+        queue_type: queue_type?,
+        topology: topology?,
+        prefetch: prefetch?,
+        ladders: ladders?,
+        archive: archive?,
+    })
+}
+
+fn store(r: &mut Reader<'_>) -> Result<StoreConfig, Recorded> {
+    let url = r.read("DATABASE_URL", parse::database_url);
+    let connections_max = r.read("DATABASE_CONNECTIONS_MAX", parse::number(2..=200));
+    let fast_connections_max = r.read("DATABASE_FAST_CONNECTIONS_MAX", parse::number(1..=50));
+    let hash_key = r.read("EMAIL_HASH_KEY", parse::hash_key);
+    Ok(StoreConfig {
+        url: url?,
+        connections_max: connections_max?,
+        fast_connections_max: fast_connections_max?,
+        hash_key: hash_key?,
+    })
+}
+
+fn mail(r: &mut Reader<'_>) -> Result<MailConfig, Recorded> {
+    let from = r.read("SMTP_FROM_EMAIL", parse::address);
+    let from_name = r.read_optional("SMTP_FROM_NAME", parse::line(100));
+    let reply_to = r.read_optional("SMTP_REPLY_TO", parse::address);
+    let message_id_domain = r.read_optional("EMAIL_MESSAGE_ID_DOMAIN", parse::domain);
+    let support_email = r.read_optional("EMAIL_SUPPORT_EMAIL", parse::address);
+    let support_phone = r.read_optional("EMAIL_SUPPORT_PHONE", parse::phone);
+    let timezone = r.read("EMAIL_TIMEZONE", parse::timezone);
+    let templates_dir = templates_dir(r);
+    let from = from?;
+    Ok(MailConfig {
+        message_id_domain: message_id_domain?.unwrap_or_else(|| from.domain().to_owned()),
+        from,
+        from_name: from_name?,
+        reply_to: reply_to?,
+        support_email: support_email?.map(|address| address.as_str().to_owned()),
+        support_phone: support_phone?,
+        timezone: timezone?,
+        templates_dir: templates_dir?,
+    })
+}
+
+fn templates_dir(r: &mut Reader<'_>) -> Result<PathBuf, Recorded> {
+    r.read("EMAIL_TEMPLATES_DIR", |text| Ok(PathBuf::from(text)))
+}
+
+fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
+    let attachment_types = r.read("EMAIL_ALLOWED_ATTACHMENT_TYPES", parse::attachment_types);
+    let attachment_mb_max = r.read("EMAIL_MAX_ATTACHMENT_SIZE_MB", parse::number(1..=100_usize));
+    let tries_default = r.read("SMTP_RETRY_MAX_ATTEMPTS", parse::number(1..=20));
+    let p0_sources = r.read("EMAIL_P0_SOURCES", parse::sources);
+    let rate_limit_transactional = r.read("EMAIL_RATE_LIMIT_TRANSACTIONAL", parse::rate_limit);
+    let rate_limit_marketing = r.read("EMAIL_RATE_LIMIT_MARKETING", parse::rate_limit);
+    let age_max = r.read_lanes("EMAIL_AGE_MAX", parse::age_max);
+    let not_before_max = r.read("EMAIL_MAX_NOT_BEFORE_DAYS", parse::days(0..=365));
+    let unknown_wait = r.read("EMAIL_UNKNOWN_WAIT_SECONDS", parse::seconds(0..=3600));
+    let lease = r.read("EMAIL_LEASE_SECONDS", parse::seconds(1..=600));
+    let events = r.read(
+        "EMAIL_EVENTS",
+        parse::one_of(&[("off", EventsMode::Off), ("final", EventsMode::Final), ("all", EventsMode::All)]),
+    );
+    let shutdown_grace = r.read("SHUTDOWN_GRACE_SECONDS", parse::seconds(1..=3600));
+    let audit_retention = r.read("EMAIL_AUDIT_RETENTION_DAYS", parse::days(1..=3650));
+    let anonymize_after = r.read("EMAIL_AUTO_ANONYMIZE_AFTER_DAYS", parse::days(1..=3650));
+
+    if let (Ok(retention), Ok(not_before), Ok(age)) = (&audit_retention, &not_before_max, &age_max) {
+        // A record that goes while its message still travels would let that message be sent twice.
+        if *retention <= *not_before + age.fast.max(age.standard).max(age.bulk) {
+            r.fault(
+                "EMAIL_AUDIT_RETENTION_DAYS",
+                "is not more than EMAIL_MAX_NOT_BEFORE_DAYS plus the longest EMAIL_AGE_MAX",
+            );
+        }
+    }
+    if let (Ok(anonymize), Ok(retention)) = (&anonymize_after, &audit_retention)
+        && anonymize > retention
+    {
+        r.fault("EMAIL_AUTO_ANONYMIZE_AFTER_DAYS", "is more than EMAIL_AUDIT_RETENTION_DAYS");
+    }
+    if lease.is_ok_and(|lease| lease < LEASE_SOUND) {
+        r.warn("EMAIL_LEASE_SECONDS is below 10: a slow moment of the database turns mails into unknown outcomes");
+    }
+
+    Ok(PipelineConfig {
+        attachment_types: attachment_types?,
+        attachment_bytes_max: attachment_mb_max? * 1024 * 1024,
+        p0_sources: p0_sources?,
+        tries_default: tries_default?,
+        age_max: age_max?,
+        not_before_max: not_before_max?,
+        unknown_wait: unknown_wait?,
+        lease: lease?,
+        shutdown_grace: shutdown_grace?,
+        audit_retention: audit_retention?,
+        anonymize_after: anonymize_after?,
+        rate_limit_transactional: rate_limit_transactional?,
+        rate_limit_marketing: rate_limit_marketing?,
+        events: events?,
+    })
+}
+
+fn http(r: &mut Reader<'_>) -> Result<HttpConfig, Recorded> {
+    let admin_addr = r.read("ADMIN_ADDR", parse::listen_address);
+    let webhook_addr = r.read_optional("WEBHOOK_ADDR", parse::listen_address);
+    let tokens = r.read_optional("ADMIN_TOKENS", parse::admin_tokens);
+    // Port 0 lets the system choose, each time another one.
+    if let (Ok(admin), Ok(Some(webhook))) = (&admin_addr, &webhook_addr)
+        && admin == webhook
+        && admin.port() != 0
+    {
+        r.fault("WEBHOOK_ADDR", "is the same as ADMIN_ADDR");
+    }
+    Ok(HttpConfig { admin_addr: admin_addr?, webhook_addr: webhook_addr?, tokens: tokens?.unwrap_or_default() })
+}
+
+fn log(r: &mut Reader<'_>) -> Result<LogConfig, Recorded> {
+    let format = r.read("LOG_FORMAT", parse::one_of(&[("json", LogFormat::Json), ("text", LogFormat::Text)]));
+    let filter = r.read("LOG_LEVEL", parse::log_filter);
+    Ok(LogConfig { format: format?, filter: filter? })
+}
+
+/// A connection without a delivery to carry is one too many. Each side was judged by its own part already.
+fn check_lanes(r: &mut Reader<'_>) {
+    for lane in Lane::ALL {
+        let (prefetch, connections) = (lane_name("EMAIL_PREFETCH", lane), lane_name("SMTP_CONNECTIONS", lane));
+        let held = r.peek(&prefetch, parse::number(1..=2000_usize));
+        let carried = r.peek(&connections, parse::number(1..=500_usize));
+        if let (Some(held), Some(carried)) = (held, carried)
+            && held < carried
+        {
+            r.fault(&prefetch, format!("is {held}, less than the {carried} of {connections}"));
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! All settings as data: the one place that knows their names and defaults.
+//!
+//! Invariant: what is read is listed here, and what is listed here is read. Defaults pass through the same parsers
+//! as what people write.
+
+use super::{
+    Group::{Attachments, Broker, Database, Mail, Process, Relay, Retention, Rules, Sidecar},
+    Setting,
+};
+
+const PREFETCH: &str = "1 to 2000, at least the lane's connections";
+const LADDER: &str = "1 to 12 rising durations from 100ms to 24h (units ms, s, m, h, d), comma-separated";
+const CONNECTIONS: &str = "1 to 500, at most the lane's prefetch";
+const AGE_MAX: &str = "a duration from 1s to 7d (units ms, s, m, h, d)";
+const RATE_LIMIT: &str = "unlimited, or a number a day or week such as 1/day or 3/week";
+const CA_FILE: &str = "the path of a PEM file";
+const ADDRESS: &str = "an e-mail address, without a display name";
+
+/// Every setting, in the order of `.env.example`.
+pub const SETTINGS: &[Setting] = &[
+    Setting::required(Broker, "AMQP_URL", "amqp://postrider:change-me@localhost:5672/%2f")
+        .meaning("Where RabbitMQ is, with user, password and virtual host.")
+        .accepts("an amqp:// or amqps:// URL, special characters percent-encoded")
+        .private(),
+    Setting::optional(Broker, "AMQP_CA_FILE", "/etc/postrider/rabbitmq-ca.pem")
+        .meaning("Certificates to trust besides the system's, for amqps.")
+        .accepts(CA_FILE),
+    Setting::preset(Broker, "AMQP_QUEUE_TYPE", "quorum")
+        .meaning("What the lane queues are: replicated, or with strict priorities on every broker.")
+        .accepts("quorum or classic"),
+    Setting::preset(Broker, "AMQP_TOPOLOGY", "declare")
+        .meaning("Whether exchanges and queues are declared, only checked, or trusted to be there.")
+        .accepts("declare, verify or none"),
+    Setting::preset(Broker, "EMAIL_PREFETCH_FAST", "32")
+        .meaning("Deliveries that the fast lane holds unacknowledged at once.")
+        .accepts(PREFETCH),
+    Setting::preset(Broker, "EMAIL_PREFETCH_STANDARD", "64")
+        .meaning("Deliveries that the standard lane holds unacknowledged at once.")
+        .accepts(PREFETCH),
+    Setting::preset(Broker, "EMAIL_PREFETCH_BULK", "64")
+        .meaning("Deliveries that the bulk lane holds unacknowledged at once.")
+        .accepts(PREFETCH),
+    Setting::preset(Broker, "EMAIL_LADDER_FAST", "1s,5s,20s,60s")
+        .meaning("Delays before the second, third ... try in the fast lane.")
+        .accepts(LADDER),
+    Setting::preset(Broker, "EMAIL_LADDER_STANDARD", "10s,5m,30m,2h")
+        .meaning("Delays before the second, third ... try in the standard lane.")
+        .accepts(LADDER),
+    Setting::preset(Broker, "EMAIL_LADDER_BULK", "1m,15m,2h,6h")
+        .meaning("Delays before the second, third ... try in the bulk lane.")
+        .accepts(LADDER),
+    Setting::preset(Broker, "DEAD_LETTER_ARCHIVE", "on")
+        .meaning("Whether dead letters are moved into the database, or left in the queue for other tools.")
+        .accepts("on or off"),
+    Setting::required(Database, "DATABASE_URL", "postgres://postrider:change-me@localhost:5432/postrider")
+        .meaning("Where PostgreSQL is, with user, password and database.")
+        .accepts("a postgres:// or postgresql:// URL, special characters percent-encoded")
+        .private(),
+    Setting::preset(Database, "DATABASE_CONNECTIONS_MAX", "10")
+        .meaning("Connections to the database, but for the fast lane's.")
+        .accepts("2 to 200"),
+    Setting::preset(Database, "DATABASE_FAST_CONNECTIONS_MAX", "3")
+        .meaning("Connections to the database kept for the fast lane.")
+        .accepts("1 to 50"),
+    Setting::required(Database, "EMAIL_HASH_KEY", "")
+        .meaning("Keys the hash that stands for an address; never change it, suppressions would no longer match.")
+        .accepts("at least 32 characters (make one with: openssl rand -hex 32)")
+        .private(),
+    Setting::required(Relay, "SMTP_HOST", "mail.rgz.bj")
+        .meaning("The relay's host name, unless the settings file names relays.")
+        .accepts("a host name or address, without scheme and port"),
+    Setting::preset(Relay, "SMTP_PORT", "587").meaning("The relay's port.").accepts("1 to 65535"),
+    Setting::preset(Relay, "SMTP_USE_TLS", "true")
+        .meaning("Whether the connection is encrypted, by STARTTLS or on port 465 from the first byte; false is plain.")
+        .accepts("true or false"),
+    Setting::optional(Relay, "SMTP_CA_FILE", "/etc/postrider/relay-ca.pem")
+        .meaning("Certificates to trust besides the system's, for the relay.")
+        .accepts(CA_FILE),
+    Setting::optional(Relay, "SMTP_USER", "noreply@rgz.bj")
+        .meaning("User at the relay, together with SMTP_PASSWORD.")
+        .accepts("a user name")
+        .private(),
+    Setting::optional(Relay, "SMTP_PASSWORD", "your_smtp_password")
+        .meaning("Password at the relay, together with SMTP_USER.")
+        .accepts("a password")
+        .private(),
+    Setting::optional(Relay, "SMTP_HELO_NAME", "postrider.rgz.bj")
+        .meaning("What EHLO says; by default the machine's host name.")
+        .accepts("a host name, or an address in brackets such as [192.0.2.1]"),
+    Setting::preset(Relay, "SMTP_TIMEOUT_SECONDS", "30")
+        .meaning("Limit of each step of the dialogue but the reply to the final dot.")
+        .accepts("1 to 600 seconds"),
+    Setting::preset(Relay, "SMTP_DOT_TIMEOUT_SECONDS", "600")
+        .meaning("Limit of the reply to the final dot; impatience here makes duplicates.")
+        .accepts("1 to 3600 seconds"),
+    Setting::preset(Relay, "SMTP_CONNECTIONS_FAST", "4")
+        .meaning("Connections that the fast lane opens at most, for each relay.")
+        .accepts(CONNECTIONS),
+    Setting::preset(Relay, "SMTP_CONNECTIONS_STANDARD", "8")
+        .meaning("Connections that the standard lane opens at most, for each relay.")
+        .accepts(CONNECTIONS),
+    Setting::preset(Relay, "SMTP_CONNECTIONS_BULK", "4")
+        .meaning("Connections that the bulk lane opens at most, for each relay.")
+        .accepts(CONNECTIONS),
+    Setting::preset(Relay, "SMTP_MAILS_PER_CONNECTION", "100")
+        .meaning("Mails after which a connection is retired.")
+        .accepts("1 to 10000"),
+    Setting::preset(Relay, "SMTP_IDLE_SECONDS", "30")
+        .meaning("A connection idle for longer is closed, not reused.")
+        .accepts("1 to 3600 seconds"),
+    Setting::required(Mail, "SMTP_FROM_EMAIL", "noreply@rgz.bj")
+        .meaning("Sender of every mail, also of the envelope.")
+        .accepts(ADDRESS)
+        .private(),
+    Setting::optional(Mail, "SMTP_FROM_NAME", "RGZ Notifications")
+        .meaning("Name shown beside the sender.")
+        .accepts("up to 100 printable characters"),
+    Setting::optional(Mail, "SMTP_REPLY_TO", "support@rgz.bj").meaning("Where answers go.").accepts(ADDRESS).private(),
+    Setting::optional(Mail, "EMAIL_MESSAGE_ID_DOMAIN", "rgz.bj")
+        .meaning("Right side of Message-ID; by default the domain of SMTP_FROM_EMAIL.")
+        .accepts("a domain name with a dot"),
+    Setting::optional(Mail, "EMAIL_SUPPORT_EMAIL", "support@rgz.bj")
+        .meaning("Support address shown in mails; its line goes when unset.")
+        .accepts(ADDRESS)
+        .private(),
+    Setting::optional(Mail, "EMAIL_SUPPORT_PHONE", "+229 01 00 00 00 00")
+        .meaning("Support phone shown in mails; its line goes when unset.")
+        .accepts("up to 40 digits, spaces and + - . ( )")
+        .private(),
+    Setting::preset(Mail, "EMAIL_TIMEZONE", "Africa/Porto-Novo")
+        .meaning("Time zone of dates in mails and of calendar days in rate limits.")
+        .accepts("a name of the IANA time zone database"),
+    Setting::preset(Mail, "EMAIL_TEMPLATES_DIR", "templates")
+        .meaning("Folder of the templates.")
+        .accepts("the path of a folder"),
+    Setting::preset(Attachments, "EMAIL_ALLOWED_ATTACHMENT_TYPES", "pdf,png,jpg,json,csv")
+        .meaning("Types of files that may be attached.")
+        .accepts("some of pdf, png, jpg (or jpeg), json, csv, comma-separated"),
+    Setting::preset(Attachments, "EMAIL_MAX_ATTACHMENT_SIZE_MB", "10")
+        .meaning("Largest attachment, in units of 1024 x 1024 bytes.")
+        .accepts("1 to 100"),
+    Setting::preset(Rules, "SMTP_RETRY_MAX_ATTEMPTS", "3")
+        .meaning("Tries in all of a mail whose template names no number.")
+        .accepts("1 to 20"),
+    Setting::preset(Rules, "EMAIL_P0_SOURCES", "incident")
+        .meaning("Sources that may use P0; the mails of others travel as P1.")
+        .accepts("names of lower-case letters, digits, - and _, comma-separated"),
+    Setting::preset(Rules, "EMAIL_RATE_LIMIT_TRANSACTIONAL", "unlimited")
+        .meaning("Transactional mails to one person.")
+        .accepts(RATE_LIMIT),
+    Setting::preset(Rules, "EMAIL_RATE_LIMIT_MARKETING", "1/day")
+        .meaning("Marketing mails to one person.")
+        .accepts(RATE_LIMIT),
+    Setting::preset(Rules, "EMAIL_AGE_MAX_FAST", "1h")
+        .meaning("Mails of the fast lane older than this are not tried again.")
+        .accepts(AGE_MAX),
+    Setting::preset(Rules, "EMAIL_AGE_MAX_STANDARD", "24h")
+        .meaning("Mails of the standard lane older than this are not tried again.")
+        .accepts(AGE_MAX),
+    Setting::preset(Rules, "EMAIL_AGE_MAX_BULK", "24h")
+        .meaning("Mails of the bulk lane older than this are not tried again.")
+        .accepts(AGE_MAX),
+    Setting::preset(Rules, "EMAIL_MAX_NOT_BEFORE_DAYS", "30")
+        .meaning("Furthest not_before that a request may ask for.")
+        .accepts("0 to 365 days"),
+    Setting::preset(Rules, "EMAIL_UNKNOWN_WAIT_SECONDS", "60")
+        .meaning("How long the relay's feedback may settle an unknown outcome; 0 for P0 and without WEBHOOK_ADDR.")
+        .accepts("0 to 3600 seconds"),
+    Setting::preset(Rules, "EMAIL_LEASE_SECONDS", "30")
+        .meaning("How long a daemon that stopped keeps the mails it had claimed.")
+        .accepts("1 to 600 seconds, from 10 on in production"),
+    Setting::preset(Rules, "EMAIL_EVENTS", "final")
+        .meaning("Which events producers get on the exchange email.events.")
+        .accepts("off, final or all"),
+    Setting::preset(Retention, "EMAIL_AUDIT_RETENTION_DAYS", "365")
+        .meaning("Days after which records are deleted.")
+        .accepts("1 to 3650 days, more than EMAIL_MAX_NOT_BEFORE_DAYS plus the longest EMAIL_AGE_MAX"),
+    Setting::preset(Retention, "EMAIL_AUTO_ANONYMIZE_AFTER_DAYS", "90")
+        .meaning("Days after which the person is removed from the records.")
+        .accepts("1 to 3650 days, at most EMAIL_AUDIT_RETENTION_DAYS"),
+    Setting::preset(Sidecar, "ADMIN_ADDR", "127.0.0.1:8025")
+        .meaning("Where operators reach the admin API and pages.")
+        .accepts("an IP address and a port"),
+    Setting::optional(Sidecar, "WEBHOOK_ADDR", "0.0.0.0:8026")
+        .meaning("Where Amazon SNS and unsubscribe links reach the public listener; unset: there is none.")
+        .accepts("an IP address and a port, not ADMIN_ADDR's"),
+    Setting::optional(Sidecar, "ADMIN_TOKENS", "")
+        .meaning("Who may use the admin API; unset: nobody.")
+        .accepts(
+            "name:role:token, comma-separated; names unique, of a-z 0-9 -; roles viewer, operator, admin; \
+             tokens unique, at least 16 visible characters (make one with: openssl rand -hex 24)",
+        )
+        .private(),
+    Setting::preset(Process, "LOG_FORMAT", "json")
+        .meaning("Shape of the log: an object a line, or text for people.")
+        .accepts("json or text"),
+    Setting::preset(Process, "LOG_LEVEL", "info")
+        .meaning("What is logged.")
+        .accepts("trace, debug, info, warn, error or off, and target=level for parts, comma-separated"),
+    Setting::preset(Process, "SHUTDOWN_GRACE_SECONDS", "60")
+        .meaning("How long mails on the wire may take to finish after SIGTERM.")
+        .accepts("1 to 3600 seconds"),
+    Setting::optional(Process, "POSTRIDER_CONFIG", "/etc/postrider/postrider.toml")
+        .meaning("The settings file, when --config names none.")
+        .accepts("the path of a TOML file"),
+];
