@@ -15,3 +15,5 @@ pub mod email;
 pub mod wire;
 
 pub mod config;
+
+pub mod templates;
