@@ -19,3 +19,5 @@ pub mod config;
 pub mod templates;
 
 pub mod mime;
+
+pub mod smtp;

@@ -1,1 +1,47 @@
-//! The only door to the relay.
+//! The only door to the relays: our own SMTP session, one recipient a transaction, and a report that says at which
+//! step it ended.
+//!
+//! ```text
+//! Relays::place(lane) -> Place          waits for a connection; faults of a relay are waited out, never reported
+//! Place::send(mail)   -> SendReport     one transaction; what the relay said, and at which step
+//! classify(report)    -> Outcome        pure: what that means for the recipient
+//! ```
+//!
+//! Invariant: success is a 2xx reply to the final dot and nothing else.
+//! Invariant: a connection that owes a reply, or that said anything out of turn, is closed and never used again.
+//! Invariant: lanes share neither connections nor permits; they share what is known about a relay's health.
+//! Deliberately absent: opportunistic TLS, several recipients in one transaction, sending twice what may have been accepted.
+
+/// What the relay answered: bytes to replies, and replies to outcomes.
+pub mod reply;
+
+/// Why a relay cannot be used, and what to do about it.
+pub mod fault;
+
+/// The content as it travels: line ends, dots, terminator.
+mod content;
+
+/// Whom a relay's certificate must satisfy.
+mod tls;
+
+/// A connection: bytes out, replies in, each under its limit.
+mod connection;
+
+/// From nothing to a connection that is ready for MAIL.
+mod session;
+
+/// One mail to one recipient.
+mod transaction;
+
+/// Whether a relay may be connected to.
+mod breaker;
+
+/// The relays in order of preference, and the places on their connections.
+mod relays;
+
+pub use fault::{RelayError, RelayFault};
+pub use relays::{Place, RelayHealth, RelayState, Relays};
+pub use reply::classify;
+pub use session::Capabilities;
+pub use tls::TlsSetupError;
+pub use transaction::OutgoingMail;
