@@ -21,3 +21,5 @@ pub mod templates;
 pub mod mime;
 
 pub mod smtp;
+
+pub mod broker;

@@ -1,0 +1,27 @@
+//! The only door to the broker (lapin).
+//!
+//! Two connections: one only consumes, one only publishes. A broker under a memory alarm stops reading from connections
+//! that publish; acknowledgements on the other one still go through.
+//!
+//! Invariant: lapin's own recovery stays off. It hides lost deliveries and can hang for ever; [`link::Link`] reconnects.
+
+/// The two connections, made again whenever somebody needs one that is gone.
+pub mod link;
+
+/// Names, arguments and declaration of everything on the broker.
+pub mod topology;
+
+/// One delivery, settled once and by value.
+pub mod delivery;
+
+/// A lane's consumer: subscribes, and subscribes again.
+pub mod consumer;
+
+/// Confirmed publishing.
+pub mod publisher;
+
+pub use consumer::{ConsumerState, Consumers};
+pub use delivery::{Delivery, SettleError};
+pub use link::{BrokerError, Link};
+pub use publisher::{Outgoing, Publisher};
+pub use topology::Topology;

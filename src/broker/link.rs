@@ -1,0 +1,188 @@
+//! A connection to the broker that is made again whenever it is gone.
+//!
+//! Invariant: at most one attempt to connect is under way, with jittered backoff, for as long as it takes.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{Connection, ConnectionProperties, ErrorKind, tcp::OwnedTLSConfig};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::{Mutex, watch};
+use tokio_retry::{
+    Retry,
+    strategy::{ExponentialBackoff, jitter},
+};
+
+use crate::config::BrokerConfig;
+
+/// Longest wait for TCP, TLS and the AMQP handshake together: lapin limits the first only.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest pause between two attempts to connect.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Seconds after which a silent peer counts as gone, unless the URL says otherwise.
+const HEARTBEAT_SECONDS: u16 = 20;
+
+/// What can go wrong at the broker.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The connection could not be made or was lost.
+    #[error("broker: {0}")]
+    Amqp(#[from] lapin::Error),
+    /// It took too long.
+    #[error("broker: no answer within {} s while {doing}", limit.as_secs())]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// The URL cannot be used.
+    #[error("AMQP_URL: {0}")]
+    Url(String),
+    /// A file that a setting names cannot be read.
+    #[error("AMQP_CA_FILE: {0}")]
+    CaFile(std::io::Error),
+    /// An exchange or queue exists with other arguments, or may not be touched.
+    #[error("{0}")]
+    Topology(String),
+    /// An exchange or queue does not exist.
+    #[error("{0}")]
+    Missing(String),
+    /// No queue took a message: the one that it was for is gone.
+    #[error("broker: no queue took the message ({0})")]
+    Unroutable(String),
+    /// The broker refused a message.
+    #[error("broker: the message was not taken ({0})")]
+    NotTaken(String),
+}
+
+impl BrokerError {
+    /// Whether a queue or exchange of ours has been deleted: declaring the topology again may help.
+    #[must_use]
+    pub fn is_missing_object(&self) -> bool {
+        match self {
+            Self::Missing(_) | Self::Unroutable(_) => true,
+            Self::Amqp(error) => matches!(error.kind(), ErrorKind::ProtocolError(said) if said.get_id() == 404),
+            Self::TimedOut { .. } | Self::Url(_) | Self::CaFile(_) | Self::Topology(_) | Self::NotTaken(_) => false,
+        }
+    }
+}
+
+/// What a connection is used for; shown in the broker's own management pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Takes deliveries and settles them. Never publishes.
+    Consume,
+    /// Publishes. Never consumes.
+    Publish,
+}
+
+impl Purpose {
+    const fn connection_name(self) -> &'static str {
+        match self {
+            Self::Consume => "postrider consume",
+            Self::Publish => "postrider publish",
+        }
+    }
+}
+
+/// Whether a connection stands, for readiness.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// Nobody needed it yet.
+    Untried,
+    /// It stands.
+    Up,
+    /// It is gone; the words say why.
+    Down(String),
+}
+
+/// One connection, for one purpose.
+pub struct Link {
+    url: String,
+    ca_pem: Option<String>,
+    purpose: Purpose,
+    current: Mutex<Option<Arc<Connection>>>,
+    state: watch::Sender<LinkState>,
+}
+
+impl Link {
+    /// Prepares a connection; nothing is opened yet.
+    ///
+    /// # Errors
+    /// When the URL is not an AMQP URL, or the file of certificates cannot be read.
+    pub fn new(config: &BrokerConfig, purpose: Purpose) -> Result<Self, BrokerError> {
+        let ca_pem = config.ca_file.as_ref().map(std::fs::read_to_string).transpose().map_err(BrokerError::CaFile)?;
+        let url = with_heartbeat(&config.url)?;
+        Ok(Self { url, ca_pem, purpose, current: Mutex::new(None), state: watch::Sender::new(LinkState::Untried) })
+    }
+
+    /// Whether the connection stands.
+    #[must_use]
+    pub fn state(&self) -> LinkState {
+        self.state.borrow().clone()
+    }
+
+    /// The connection, made again if it is gone, for as long as it takes.
+    pub async fn get(&self) -> Arc<Connection> {
+        let mut current = self.current.lock().await;
+        if let Some(connection) = current.as_ref().filter(|c| c.status().connected()) {
+            return connection.clone();
+        }
+        *current = None;
+        // tokio-retry's base is a power, not a pause: 2^n x 125 ms = 0.25 s, 0.5 s, 1 s ...
+        let pauses = ExponentialBackoff::from_millis(2).factor(125).max_delay(BACKOFF_MAX).map(jitter);
+        let attempt = || async {
+            let made = self.connect_once().await;
+            if let Err(error) = &made {
+                tracing::warn!(purpose = self.purpose.connection_name(), %error, "broker is away");
+                self.state.send_replace(LinkState::Down(error.to_string()));
+            }
+            made
+        };
+        let connection = loop {
+            // The iterator of pauses never ends, so neither does this, but the type does not say so.
+            if let Ok(connection) = Retry::start(pauses.clone(), attempt).await {
+                break Arc::new(connection);
+            }
+        };
+        tracing::info!(purpose = self.purpose.connection_name(), "connected to the broker");
+        self.state.send_replace(LinkState::Up);
+        *current = Some(connection.clone());
+        connection
+    }
+
+    /// One attempt, for `postrider check` and the supervisor.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached, refuses us, or does not answer in time.
+    pub async fn connect_once(&self) -> Result<Connection, BrokerError> {
+        let properties =
+            ConnectionProperties::default().with_connection_name(self.purpose.connection_name().to_owned().into());
+        let tls = OwnedTLSConfig { identity: None, cert_chain: self.ca_pem.clone() };
+        let connecting =
+            Connection::connect_with_config(&self.url, properties, tls, lapin::runtime::default_runtime()?);
+        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+            Ok(made) => Ok(made?),
+            Err(_) => Err(BrokerError::TimedOut { limit: CONNECT_TIMEOUT, doing: "connecting" }),
+        }
+    }
+
+    /// Closes the connection in an orderly way, if it stands.
+    pub async fn close(&self) {
+        let taken = self.current.lock().await.take();
+        if let Some(connection) = taken
+            && let Err(error) = connection.close(200, "goodbye".into()).await
+        {
+            tracing::debug!(%error, "the broker did not say goodbye");
+        }
+    }
+}
+
+/// Adds a heartbeat to the URL unless it has one: without it a peer that vanished is noticed by nobody.
+fn with_heartbeat(url: &SecretString) -> Result<String, BrokerError> {
+    let mut url = url::Url::parse(url.expose_secret()).map_err(|error| BrokerError::Url(error.to_string()))?;
+    if !url.query_pairs().any(|(name, _)| name == "heartbeat") {
+        url.query_pairs_mut().append_pair("heartbeat", &HEARTBEAT_SECONDS.to_string());
+    }
+    Ok(url.into())
+}

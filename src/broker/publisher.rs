@@ -1,0 +1,109 @@
+//! Confirmed publishing: a message counts as published only when the broker said so.
+//!
+//! Invariant: at most one unconfirmed message a channel. With more, lapin may attach a returned message to the wrong
+//! confirmation, and a message that no queue took would count as published.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use lapin::{
+    BasicProperties, Channel, Confirmation,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use tokio::sync::{Mutex, Semaphore};
+
+use super::{BrokerError, Link, Topology};
+
+/// How long the broker may take to confirm. A blocked broker (memory or disk alarm) exceeds it.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A message to publish.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Empty: the default exchange, whose routing key is the name of a queue.
+    pub exchange: String,
+    /// Where to.
+    pub routing_key: String,
+    /// Properties and headers.
+    pub properties: BasicProperties,
+    /// The content.
+    pub body: Bytes,
+}
+
+/// A few channels over one connection, each with at most one message under way.
+pub struct Publisher {
+    link: Arc<Link>,
+    idle: Mutex<Vec<Channel>>,
+    slots: Semaphore,
+}
+
+impl Publisher {
+    /// A publisher with this many channels at most.
+    #[must_use]
+    pub fn new(link: Arc<Link>, channels_max: usize) -> Self {
+        Self { link, idle: Mutex::new(Vec::new()), slots: Semaphore::new(channels_max.max(1)) }
+    }
+
+    /// Publishes and waits until the broker has taken the message over.
+    ///
+    /// # Errors
+    /// When the broker is away, refuses the message, has no queue for it, or does not answer in time. In the last case
+    /// it may have taken it all the same: publishing again can make a second copy.
+    pub async fn publish(&self, message: &Outgoing) -> Result<(), BrokerError> {
+        // The semaphore is never closed, so acquiring fails only if that changes.
+        let _slot = self.slots.acquire().await.map_err(|_| BrokerError::NotTaken("the publisher is closed".into()))?;
+        match tokio::time::timeout(CONFIRM_TIMEOUT, self.publish_once(message)).await {
+            Ok(result) => result,
+            Err(_) => Err(BrokerError::TimedOut { limit: CONFIRM_TIMEOUT, doing: "publishing" }),
+        }
+    }
+
+    async fn publish_once(&self, message: &Outgoing) -> Result<(), BrokerError> {
+        let channel = self.channel().await?;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let confirmation = channel
+            .basic_publish(
+                message.exchange.as_str().into(),
+                message.routing_key.as_str().into(),
+                options,
+                &message.body,
+                message.properties.clone(),
+            )
+            .await?
+            .await?;
+        match confirmation {
+            Confirmation::Ack(None) => {
+                // Only a channel whose last message was confirmed in full is used again.
+                self.idle.lock().await.push(channel);
+                Ok(())
+            }
+            Confirmation::Ack(Some(returned)) => {
+                Err(BrokerError::Unroutable(format!("{} {}", returned.reply_code, returned.reply_text)))
+            }
+            Confirmation::Nack(_) => Err(BrokerError::NotTaken("refused: the queue is full or failing".to_owned())),
+            Confirmation::NotRequested => Err(BrokerError::NotTaken("the channel does not confirm".to_owned())),
+        }
+    }
+
+    /// Establishes the topology again, after it was found damaged.
+    ///
+    /// # Errors
+    /// When the broker is away, or what is there does not fit the settings.
+    pub async fn restore(&self, topology: &Topology) -> Result<(), BrokerError> {
+        topology.establish(&*self.link.get().await).await
+    }
+
+    async fn channel(&self) -> Result<Channel, BrokerError> {
+        loop {
+            let idle = self.idle.lock().await.pop();
+            match idle {
+                Some(channel) if channel.status().connected() => return Ok(channel),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        let channel = self.link.get().await.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+}
