@@ -23,3 +23,5 @@ pub mod mime;
 pub mod smtp;
 
 pub mod broker;
+
+pub mod store;

@@ -1,0 +1,275 @@
+//! The only door to PostgreSQL (sqlx).
+//!
+//! `claim` and `finish` look like one call a message; inside, whatever waits is gathered and committed together, without
+//! a timer: a batch is what queued up while the last commit ran. The fast lane has connections and batches of its own.
+//!
+//! Invariant: an error of one mail's data never hurts the others of its batch, and only faults of the database itself
+//! count as "the store is away".
+
+/// What an error of the database means: wait, or this row is at fault.
+pub mod fault;
+
+/// Gathers calls into batches.
+mod gather;
+
+/// Request and message rows: first claims, and what a redelivery finds.
+pub mod claim;
+
+/// What a redelivery finds, decided without a database.
+pub mod standing;
+
+/// Outcomes and settlements.
+pub mod outcome;
+
+/// This daemon's lease.
+pub mod lease;
+
+/// Template versions.
+pub mod templates;
+
+/// Attachment bytes.
+pub mod attachments;
+
+/// Reading the audit.
+pub mod messages;
+
+/// Dead letters.
+pub mod dead;
+
+use std::{sync::Arc, time::Duration};
+
+use hmac::{Hmac, Mac};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::Sha256;
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::sync::watch;
+use tokio_retry::strategy::{ExponentialBackoff, jitter};
+use uuid::Uuid;
+
+pub use self::{
+    claim::{Admission, AttachmentRow, Claim, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, Words},
+    fault::StoreError,
+    outcome::{Finish, NewStatus, OutcomeRow},
+    standing::UnknownRule,
+};
+use crate::{config::StoreConfig, email::Lane};
+
+/// How long a caller waits for a free connection of the pool.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest pause between two looks whether the database is back.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// All that the daemon keeps.
+pub struct Store {
+    pool: PgPool,
+    fast_pool: PgPool,
+    /// This daemon's name in `email_workers`; a new one at every start.
+    worker_id: Uuid,
+    hash_key: SecretString,
+    lease: lease::Lease,
+    gatherers: Gatherers,
+    away: watch::Sender<Option<String>>,
+}
+
+struct Gatherers {
+    fast: LaneGatherers,
+    others: LaneGatherers,
+}
+
+struct LaneGatherers {
+    claims: gather::Gatherer<claim::NewRequest, claim::Inserted>,
+    outcomes: gather::Gatherer<OutcomeRow, Finish>,
+}
+
+impl LaneGatherers {
+    fn start(pool: &PgPool, worker_id: Uuid) -> Self {
+        let (claims_pool, outcomes_pool) = (pool.clone(), pool.clone());
+        Self {
+            claims: gather::Gatherer::start(move |batch| {
+                let pool = claims_pool.clone();
+                async move { claim::insert::insert_batch(&pool, worker_id, &batch).await }
+            }),
+            outcomes: gather::Gatherer::start(move |batch| {
+                let pool = outcomes_pool.clone();
+                async move { outcome::finish_batch(&pool, &batch).await }
+            }),
+        }
+    }
+}
+
+impl Store {
+    /// Prepares the pools; connects when first needed, so that a daemon can start while the database is away.
+    ///
+    /// # Errors
+    /// When `DATABASE_URL` cannot be read.
+    pub fn new(config: &StoreConfig, lease: Duration) -> Result<Arc<Self>, StoreError> {
+        let pool = open_pool(config, config.connections_max)?;
+        let fast_pool = open_pool(config, config.fast_connections_max)?;
+        let worker_id = Uuid::now_v7();
+        let gatherers = Gatherers {
+            fast: LaneGatherers::start(&fast_pool, worker_id),
+            others: LaneGatherers::start(&pool, worker_id),
+        };
+        Ok(Arc::new(Self {
+            pool,
+            fast_pool,
+            worker_id,
+            hash_key: config.hash_key.clone(),
+            lease: lease::Lease::new(lease),
+            gatherers,
+            away: watch::Sender::new(None),
+        }))
+    }
+
+    /// The pool of all lanes but the fast one, and of everything that is not a mail on its way.
+    #[must_use]
+    pub const fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    const fn pool_of(&self, lane: Lane) -> &PgPool {
+        match lane {
+            Lane::Fast => &self.fast_pool,
+            Lane::Standard | Lane::Bulk => &self.pool,
+        }
+    }
+
+    const fn gatherers_of(&self, lane: Lane) -> &LaneGatherers {
+        match lane {
+            Lane::Fast => &self.gatherers.fast,
+            Lane::Standard | Lane::Bulk => &self.gatherers.others,
+        }
+    }
+
+    /// Keyed hash (HMAC-SHA-256 under `EMAIL_HASH_KEY`) of an address' key: what stands for a person.
+    #[must_use]
+    pub fn address_hash(&self, address_key: &str) -> [u8; 32] {
+        hash_address(&self.hash_key, address_key)
+    }
+
+    /// Brings the schema up to date.
+    ///
+    /// # Errors
+    /// When the database is away or a migration fails; what was applied before it stays.
+    pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
+        MIGRATOR.run(&self.pool).await
+    }
+
+    /// The migrations that the database still lacks, by their descriptions.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn migrations_missing(&self) -> Result<Vec<String>, StoreError> {
+        let present = sqlx::query_scalar::<_, bool>("select to_regclass('_sqlx_migrations') is not null")
+            .fetch_one(&self.pool)
+            .await?;
+        let applied: Vec<i64> = if present {
+            sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(&self.pool).await?
+        } else {
+            Vec::new()
+        };
+        Ok(MIGRATOR
+            .iter()
+            .filter(|m| !m.migration_type.is_down_migration() && !applied.contains(&m.version))
+            .map(|m| format!("{:04} {}", m.version, m.description))
+            .collect())
+    }
+
+    /// Makes sure that `EMAIL_HASH_KEY` is the one that this database's hashes were made with.
+    ///
+    /// With another key every known address would look new, and every request could be sent again.
+    ///
+    /// # Errors
+    /// When the key is another one, or the database is away.
+    pub async fn verify_hash_key(&self) -> Result<(), StoreError> {
+        let fingerprint = hex::encode(&self.address_hash("the fingerprint of EMAIL_HASH_KEY")[..16]);
+        sqlx::query!(
+            "insert into store_facts (name, value) values ('hash_key_fingerprint', $1) on conflict (name) do nothing",
+            fingerprint
+        )
+        .execute(&self.pool)
+        .await?;
+        let known = sqlx::query_scalar!("select value from store_facts where name = 'hash_key_fingerprint'")
+            .fetch_one(&self.pool)
+            .await?;
+        if known == fingerprint { Ok(()) } else { Err(StoreError::HashKeyChanged) }
+    }
+
+    /// Asks the database for a sign of life.
+    ///
+    /// # Errors
+    /// When it is away.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("select 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Why the store counts as away, if it does; for readiness.
+    #[must_use]
+    pub fn away(&self) -> Option<String> {
+        self.away.borrow().clone()
+    }
+
+    /// Notes that the store was found away; [`Store::wait_until_back`] then waits for the prober.
+    pub fn note_away(self: &Arc<Self>, error: &StoreError) {
+        let newly_away = self.away.send_if_modified(|away| {
+            let newly = away.is_none();
+            if newly {
+                *away = Some(error.to_string());
+            }
+            newly
+        });
+        if newly_away {
+            tracing::error!(%error, "the database is away: lanes pause until it is back");
+            let store = Arc::clone(self);
+            tokio::spawn(async move { store.probe_until_back().await });
+        }
+    }
+
+    /// Returns when the store is thought to be there. Cancel-safe.
+    pub async fn wait_until_back(&self) {
+        let mut away = self.away.subscribe();
+        // The sender lives as long as self, so waiting cannot fail.
+        drop(away.wait_for(Option::is_none).await);
+    }
+
+    /// One prober for everybody who waits, so that a database that comes back is not met by a crowd.
+    async fn probe_until_back(&self) {
+        let pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(PROBE_PAUSE_MAX).map(jitter);
+        for pause in pauses {
+            tokio::time::sleep(pause).await;
+            if self.ping().await.is_ok() {
+                break;
+            }
+        }
+        tracing::info!("the database is back");
+        self.away.send_replace(None);
+    }
+
+    /// Closes the pools once their connections are handed back.
+    pub async fn close(&self) {
+        self.pool.close().await;
+        self.fast_pool.close().await;
+    }
+}
+
+static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+fn hash_address(key: &SecretString, address_key: &str) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key.expose_secret().as_bytes()).expect("any key will do");
+    mac.update(address_key.as_bytes());
+    mac.finalize().into_bytes().into()
+}
+
+fn open_pool(config: &StoreConfig, connections_max: u32) -> Result<PgPool, StoreError> {
+    let options: PgConnectOptions = config.url.expose_secret().parse()?;
+    Ok(PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A ping before each use would be one round trip more for every statement; a broken connection is noticed anyway.
+        .test_before_acquire(false)
+        .connect_lazy_with(options.application_name("postrider")))
+}

@@ -1,0 +1,266 @@
+//! Requests become rows, and rows are claimed, before the first SMTP byte.
+//!
+//! The common case, a request never seen before, is one batched statement. Everything else (a redelivery, a retry copy, the
+//! second recipient of a request) is a transaction of its own that locks the request and decides by [`standing::decide`].
+//!
+//! Invariant: request row and all its message rows are inserted by one statement; there is never one without the others.
+
+/// The first claim.
+pub(super) mod insert;
+
+/// Every other.
+mod readmit;
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use uuid::Uuid;
+
+use self::readmit::readmit;
+use super::{Store, StoreError, standing::UnknownRule};
+use crate::email::{Lane, PayloadHash, Reason, Status};
+
+/// One delivery's request with all its recipients, ready to be written.
+#[derive(Debug)]
+pub struct ClaimRequest {
+    /// What the request row holds.
+    pub facts: RequestFacts,
+    /// Whether the whole suppression list applies, or only bounces and complaints.
+    pub marketing: bool,
+    /// In the request's order, then those that the template always writes to.
+    pub recipients: Vec<RecipientClaim>,
+    /// Their bytes are stored already.
+    pub attachments: Vec<AttachmentRow>,
+    /// For a row whose worker is gone.
+    pub unknown: UnknownRule,
+    /// Its rows are there already: a retry copy, a replay, or another recipient of a request just written.
+    pub is_known: bool,
+}
+
+/// What the request row holds.
+#[derive(Debug)]
+pub struct RequestFacts {
+    /// The request's id.
+    pub id: Uuid,
+    /// Of its canonical form.
+    pub payload_hash: PayloadHash,
+    /// Who asked.
+    pub source: String,
+    /// Which template.
+    pub template_key: String,
+    /// The version that was rendered, or pinned; nothing when the template is unknown.
+    pub template_version: Option<i32>,
+    /// 0 to 3.
+    pub priority: i16,
+    /// Where it travels.
+    pub lane: Lane,
+    /// BCP 47.
+    pub locale: Option<String>,
+    /// Overrides the configured one.
+    pub reply_to: Option<String>,
+    /// For retransmission, and for linting templates against real messages.
+    pub variables: Value,
+    /// Echoed on events.
+    pub metadata: Value,
+    /// By the producer's clock, else when first seen.
+    pub published_at: DateTime<Utc>,
+    /// Not before.
+    pub not_before: Option<DateTime<Utc>>,
+    /// Never after.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Of this copy.
+    pub generation: i32,
+    /// Of this copy.
+    pub copy_no: i32,
+}
+
+/// One recipient, ready to be written.
+#[derive(Debug)]
+pub struct RecipientClaim {
+    /// For the row, if it is new.
+    pub id: Uuid,
+    /// Keyed hash of the address.
+    pub recipient_hash: [u8; 32],
+    /// As given or normalised.
+    pub email: String,
+    /// Display name.
+    pub name: Option<String>,
+    /// Our Message-ID, if the row is new.
+    pub message_id: String,
+    /// What was rendered; nothing when rendering failed.
+    pub words: Option<Arc<Words>>,
+    /// Where it starts, if it is new, and what is asked for, if it is known.
+    pub initial: Initial,
+}
+
+/// Subject and bodies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words {
+    /// One line.
+    pub subject: String,
+    /// HTML part.
+    pub html: String,
+    /// Text part.
+    pub text: String,
+}
+
+/// What a delivery wants for one recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Initial {
+    /// There is a place on a connection: claim it, under this token.
+    Claim(Uuid),
+    /// No place yet: wait in the row, due now.
+    Wait,
+    /// Not due yet.
+    NotBefore(DateTime<Utc>),
+    /// It can never be sent.
+    Fail(Reason, String),
+    /// Past `expires_at`.
+    Expired,
+}
+
+/// One attachment of the request.
+#[derive(Debug, Clone)]
+pub struct AttachmentRow {
+    /// Cleaned.
+    pub file_name: String,
+    /// As declared.
+    pub content_type: String,
+    /// For inline images.
+    pub content_id: Option<String>,
+    /// Bytes.
+    pub size_bytes: i32,
+    /// Key of its bytes.
+    pub sha256: [u8; 32],
+}
+
+/// What the store says to a delivery.
+#[derive(Debug)]
+pub enum Admission {
+    /// The rows, in the order of the recipients asked about.
+    Known(Vec<Standing>),
+    /// An older copy of the request: a newer one is on its way, or a replay has overtaken it.
+    OldCopy,
+    /// The id was used with another payload.
+    Conflict {
+        /// The payload that was first.
+        stored: PayloadHash,
+    },
+}
+
+/// Where one recipient stands.
+#[derive(Debug)]
+pub enum Standing {
+    /// Ours to send now.
+    Claimed(Claim),
+    /// Could be claimed, with a place on a connection.
+    Ready,
+    /// Not before this long.
+    NotDue(Duration),
+    /// Another worker is at it.
+    Busy,
+    /// Policy said no just now.
+    Stopped(Status),
+    /// It was over already, and nothing is owed.
+    Settled(Status),
+    /// Failed, and the dead letter is owed.
+    Failed {
+        /// Why.
+        reason: Reason,
+        /// For people.
+        error: String,
+        /// SMTP attempts.
+        attempts: i32,
+    },
+}
+
+/// The right to send one mail once.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The row.
+    pub id: Uuid,
+    /// What the outcome must carry.
+    pub token: Uuid,
+    /// Our Message-ID, the same for every try.
+    pub message_id: String,
+    /// SMTP attempts so far that counted.
+    pub attempts: i32,
+    /// How often it was put off so far.
+    pub deferrals: i32,
+    /// What an earlier try said; the same is said again. Nothing: what was rendered now.
+    pub words: Option<Words>,
+}
+
+/// A request never seen before, on its way into a batch.
+pub(super) type NewRequest = Arc<ClaimRequest>;
+
+/// Status of each recipient's new row; nothing: the request was known already.
+pub(super) type Inserted = Option<Vec<Status>>;
+
+impl Store {
+    /// Writes the request and its rows if they are new, and claims what may be claimed.
+    ///
+    /// # Errors
+    /// [`StoreError::Away`]: nothing is known; ask again later, with the same tokens. [`StoreError::Data`]: the database
+    /// will never take this request.
+    pub async fn claim(&self, request: &Arc<ClaimRequest>) -> Result<Admission, StoreError> {
+        let lane = request.facts.lane;
+        if !request.is_known
+            && let Some(admission) = self.insert(request).await?
+        {
+            return Ok(admission);
+        }
+        loop {
+            let mut tx = self.pool_of(lane).begin().await?;
+            match readmit(&mut tx, request, self.worker_id).await {
+                Ok(Some(admission)) => {
+                    tx.commit().await?;
+                    return Ok(admission);
+                }
+                Ok(None) => {
+                    // Known when we inserted and gone now, or a copy of a request that retention has deleted.
+                    drop(tx);
+                    if let Some(admission) = self.insert(request).await? {
+                        return Ok(admission);
+                    }
+                }
+                Err(StoreError::Repeat(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn insert(&self, request: &Arc<ClaimRequest>) -> Result<Option<Admission>, StoreError> {
+        let gatherers = self.gatherers_of(request.facts.lane);
+        let inserted = gatherers.claims.call(Arc::clone(request)).await?;
+        Ok(inserted.map(|statuses| {
+            let fresh = request.recipients.iter().zip(statuses).map(|(r, status)| fresh_standing(r, status));
+            Admission::Known(fresh.collect())
+        }))
+    }
+}
+
+fn fresh_standing(recipient: &RecipientClaim, status: Status) -> Standing {
+    if status == Status::Suppressed {
+        return Standing::Stopped(status);
+    }
+    match &recipient.initial {
+        Initial::Claim(token) => Standing::Claimed(Claim {
+            id: recipient.id,
+            token: *token,
+            message_id: recipient.message_id.clone(),
+            attempts: 0,
+            deferrals: 0,
+            words: None,
+        }),
+        Initial::Wait => Standing::Ready,
+        Initial::NotBefore(at) => Standing::NotDue((*at - Utc::now()).to_std().unwrap_or_default()),
+        Initial::Fail(reason, error) => Standing::Failed { reason: *reason, error: error.clone(), attempts: 0 },
+        Initial::Expired => Standing::Stopped(Status::Expired),
+    }
+}
+
+fn status_of(name: &str) -> Result<Status, StoreError> {
+    Status::from_name(name).ok_or_else(|| StoreError::Away(format!("unknown status {name:?}: is the schema newer?")))
+}

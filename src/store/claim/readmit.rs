@@ -1,0 +1,224 @@
+//! Requests that are known: a redelivery, a retry copy, another recipient. Decided under a lock, row by row.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Admission, Claim, ClaimRequest, Initial, Standing, Words, status_of};
+use crate::{
+    email::{PayloadHash, Reason, Status},
+    store::{
+        StoreError,
+        standing::{self, Finding, RowFacts},
+    },
+};
+
+/// Looks at a known request under a lock. Nothing: there is no such request.
+pub(super) async fn readmit(
+    tx: &mut PgConnection,
+    request: &ClaimRequest,
+    worker_id: Uuid,
+) -> Result<Option<Admission>, StoreError> {
+    let facts = &request.facts;
+    let Some(known) = sqlx::query!(
+        "select payload_hash, generation, copy_no, coalesce(expires_at <= now(), false) as \"expired!\"
+         from email_requests where id = $1 for update",
+        facts.id
+    )
+    .fetch_optional(&mut *tx)
+    .await?
+    else {
+        return Ok(None);
+    };
+    if known.payload_hash != facts.payload_hash.0 {
+        let stored = <[u8; 32]>::try_from(known.payload_hash).unwrap_or_default();
+        return Ok(Some(Admission::Conflict { stored: PayloadHash(stored) }));
+    }
+    if facts.generation < known.generation || facts.copy_no < known.copy_no {
+        return Ok(Some(Admission::OldCopy));
+    }
+    let asked: Vec<Vec<u8>> = request.recipients.iter().map(|r| r.recipient_hash.to_vec()).collect();
+    let rows = sqlx::query!(
+        r#"select m.id, m.recipient_hash, m.status, m.held, m.token, m.message_id, m.attempts, m.deferrals, m.reason,
+            m.error_message, m.subject, m.html_content, m.text_content, m.settlement = 'pending' as "settlement_pending!",
+            coalesce(extract(epoch from m.due_at - now()), 0)::float8 as "due_in!",
+            coalesce(w.lease_until > now(), false) as "lease_live!"
+           from email_messages m left join email_workers w on w.id = m.worker_id
+           where m.request_id = $1 and m.recipient_hash = any($2) order by m.ordinal for update of m"#,
+        facts.id,
+        &asked
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut standings = Vec::with_capacity(request.recipients.len());
+    for recipient in &request.recipients {
+        let Some(row) = rows.iter().find(|row| row.recipient_hash == recipient.recipient_hash) else {
+            // The first claim fixed who gets it: somebody added to the template since is not of this request.
+            standings.push(Standing::Settled(Status::Expired));
+            continue;
+        };
+        let wanted = match &recipient.initial {
+            Initial::Claim(token) => Some(*token),
+            Initial::Wait | Initial::NotBefore(_) | Initial::Fail(..) | Initial::Expired => None,
+        };
+        let status = status_of(&row.status)?;
+        let row_facts = RowFacts {
+            status,
+            due_in: Duration::try_from_secs_f64(row.due_in).unwrap_or_default(),
+            lease_live: row.lease_live,
+            own_token: wanted.is_some() && row.token == wanted,
+            settlement_pending: row.settlement_pending,
+            held: row.held,
+            expired: known.expired,
+        };
+        let finding = standing::decide(&row_facts, request.unknown);
+        let words = match (&row.subject, &row.html_content, &row.text_content) {
+            (Some(subject), Some(html), Some(text)) => {
+                Some(Words { subject: subject.clone(), html: html.clone(), text: text.clone() })
+            }
+            _ => None,
+        };
+        let claim = |token| Claim {
+            id: row.id,
+            token,
+            message_id: row.message_id.clone(),
+            attempts: row.attempts,
+            deferrals: row.deferrals,
+            words: words.clone(),
+        };
+        let standing = match (finding, &recipient.initial) {
+            // Nothing was rendered, neither now nor earlier: it fails as it would have when new.
+            (Finding::Claimable, Initial::Fail(reason, error)) if words.is_none() => {
+                fail_row(tx, row.id, *reason, error).await?;
+                Standing::Failed { reason: *reason, error: error.clone(), attempts: row.attempts }
+            }
+            (Finding::OwnClaim, Initial::Claim(token)) => Standing::Claimed(claim(*token)),
+            (Finding::Claimable, Initial::Claim(token)) => {
+                let fresh = if words.is_none() { recipient.words.as_deref() } else { None };
+                let lost_worker = status == Status::Sending;
+                take_row(tx, row.id, *token, worker_id, fresh, facts.template_version, lost_worker).await?;
+                Standing::Claimed(claim(*token))
+            }
+            (Finding::Claimable | Finding::OwnClaim, _) => Standing::Ready,
+            (Finding::NotDue(due_in), _) => Standing::NotDue(due_in),
+            (Finding::Busy, _) => Standing::Busy,
+            (Finding::Settled, _) => Standing::Settled(status),
+            (Finding::Owed, _) => Standing::Failed {
+                reason: row.reason.as_deref().and_then(Reason::from_name).unwrap_or(Reason::OutcomeUnknown),
+                error: row.error_message.clone().unwrap_or_default(),
+                attempts: row.attempts,
+            },
+            (Finding::NowUnknown(wait), _) => {
+                mark_unknown(tx, row.id, Some(wait)).await?;
+                Standing::NotDue(wait)
+            }
+            (Finding::NowHeld, _) => {
+                mark_unknown(tx, row.id, None).await?;
+                Standing::Failed {
+                    reason: Reason::OutcomeUnknown,
+                    error: LOST_WORKER.to_owned(),
+                    attempts: row.attempts,
+                }
+            }
+            (Finding::NowExpired, _) => {
+                expire_row(tx, row.id).await?;
+                Standing::Stopped(Status::Expired)
+            }
+        };
+        standings.push(standing);
+    }
+    Ok(Some(Admission::Known(standings)))
+}
+
+const LOST_WORKER: &str = "the daemon that was sending it is gone; the relay may or may not have accepted it";
+
+async fn take_row(
+    tx: &mut PgConnection,
+    id: Uuid,
+    token: Uuid,
+    worker_id: Uuid,
+    words: Option<&Words>,
+    template_version: Option<i32>,
+    lost_worker: bool,
+) -> Result<(), StoreError> {
+    if lost_worker {
+        timeline(tx, id, "unknown", LOST_WORKER).await?;
+    }
+    sqlx::query!(
+        "update email_messages set status = 'sending', token = $2, worker_id = $3, due_at = null, settlement = 'none',
+            held = false, reason = null, error_message = null, updated_at = now() where id = $1",
+        id,
+        token,
+        worker_id
+    )
+    .execute(&mut *tx)
+    .await?;
+    if let Some(words) = words {
+        sqlx::query!(
+            "update email_messages set subject = $2, html_content = $3, text_content = $4, template_version = $5
+             where id = $1",
+            id,
+            words.subject,
+            words.html,
+            words.text,
+            template_version
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn fail_row(tx: &mut PgConnection, id: Uuid, reason: Reason, error: &str) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update email_messages set status = 'failed', settlement = 'pending', reason = $2, error_message = $3,
+            due_at = null, updated_at = now() where id = $1",
+        id,
+        reason.name(),
+        error
+    )
+    .execute(&mut *tx)
+    .await?;
+    timeline(tx, id, "failed", error).await
+}
+
+/// Waits for feedback (`wait`), or is left to an operator.
+async fn mark_unknown(tx: &mut PgConnection, id: Uuid, wait: Option<Duration>) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update email_messages set status = 'unknown', held = $2::float8 is null, settlement = 'pending', token = null,
+            due_at = now() + make_interval(secs => $2::float8), reason = $3, error_message = $4, updated_at = now()
+         where id = $1",
+        id,
+        wait.map(|w| w.as_secs_f64()),
+        Reason::OutcomeUnknown.name(),
+        LOST_WORKER
+    )
+    .execute(&mut *tx)
+    .await?;
+    timeline(tx, id, "unknown", LOST_WORKER).await
+}
+
+async fn expire_row(tx: &mut PgConnection, id: Uuid) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update email_messages set status = 'expired', due_at = null, settlement = 'none', updated_at = now()
+         where id = $1",
+        id
+    )
+    .execute(&mut *tx)
+    .await?;
+    timeline(tx, id, "expired", "past expires_at").await
+}
+
+async fn timeline(tx: &mut PgConnection, id: Uuid, kind: &str, error: &str) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into email_timeline (message_id, kind, attempt, error)
+         select id, $2, attempts, $3 from email_messages where id = $1",
+        id,
+        kind,
+        error
+    )
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}

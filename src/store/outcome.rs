@@ -1,0 +1,243 @@
+//! Outcomes and settlements: what became of a try, and what the broker has confirmed since.
+//!
+//! Invariant: an outcome is recorded only under the token of the claim it belongs to. A worker that lost its lease, and
+//! whose row somebody else has taken, records nothing.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::email::{Lane, Phase, Reason, Reply};
+
+/// Where a try leaves the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewStatus {
+    /// The relay has it.
+    Sent {
+        /// When the 250 was read.
+        at: DateTime<Utc>,
+        /// From publish to then.
+        latency: Duration,
+    },
+    /// To be tried again.
+    Queued {
+        /// When.
+        due_in: Duration,
+    },
+    /// May have been accepted; to be settled by feedback, then sent again.
+    Unknown {
+        /// When.
+        due_in: Duration,
+    },
+    /// May have been accepted; an operator decides.
+    Held,
+    /// Over.
+    Failed {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// The outcome of one try, ready to be written.
+#[derive(Debug, Clone)]
+pub struct OutcomeRow {
+    /// The row.
+    pub id: Uuid,
+    /// Of the claim.
+    pub token: Uuid,
+    /// Where the row goes.
+    pub status: NewStatus,
+    /// Whether this try counts.
+    pub counted: bool,
+    /// `sent`, `deferred`, `rejected` or `unknown`.
+    pub kind: &'static str,
+    /// Which relay.
+    pub relay: String,
+    /// The step that decided.
+    pub phase: Option<Phase>,
+    /// Its words.
+    pub reply: Option<Reply>,
+    /// For people.
+    pub error: Option<String>,
+}
+
+/// What became of recording an outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// It is recorded.
+    Recorded,
+    /// The row is not ours any more: the lease ran out and somebody else decided.
+    LeaseLost,
+}
+
+impl Store {
+    /// Records the outcome of a try; returns when it is committed.
+    ///
+    /// # Errors
+    /// [`StoreError::Away`]: it is not known whether it was recorded; record it again.
+    pub async fn finish(&self, lane: Lane, row: OutcomeRow) -> Result<Finish, StoreError> {
+        self.gatherers_of(lane).outcomes.call(row).await
+    }
+
+    /// Notes that the broker confirmed retry copy `copy_no` of a request: older copies are duplicates from now on.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn settled_retry(&self, lane: Lane, request_id: Uuid, copy_no: i32) -> Result<(), StoreError> {
+        sqlx::query!(
+            "with r as (update email_requests set copy_no = greatest(copy_no, $2) where id = $1)
+             update email_messages set settlement = 'done'
+             where request_id = $1 and settlement = 'pending' and (status = 'queued' or status = 'unknown' and not held)",
+            request_id,
+            copy_no
+        )
+        .execute(self.pool_of(lane))
+        .await?;
+        Ok(())
+    }
+
+    /// Notes that the broker confirmed the dead letter of a request: nothing is owed any more.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn settled_dead(&self, lane: Lane, request_id: Uuid) -> Result<(), StoreError> {
+        sqlx::query!(
+            "update email_messages set settlement = 'done' where request_id = $1 and settlement = 'pending'",
+            request_id
+        )
+        .execute(self.pool_of(lane))
+        .await?;
+        Ok(())
+    }
+}
+
+/// Records a batch of outcomes in one statement.
+pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<Vec<Finish>, StoreError> {
+    let mut c = Columns::default();
+    let mut order: Vec<&OutcomeRow> = batch.iter().collect();
+    order.sort_by_key(|row| row.id);
+    for row in order {
+        c.push(row);
+    }
+    let recorded = sqlx::query_scalar!(
+        r#"
+        with outcome as (
+            select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::float8[], $6::bool[], $7::text[],
+                $8::text[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::smallint[], $14::text[],
+                $15::text[], $16::bigint[], $17::text[])
+                as o (id, token, status, counted, due_in, held, settlement, reason, sent_at, kind, relay, phase,
+                    reply_code, reply_text, relay_message_id, latency_ms, error)
+        ), updated as (
+            update email_messages m set
+                status = o.status,
+                attempts = m.attempts + o.counted,
+                deferrals = m.deferrals + case when o.status in ('queued', 'unknown') then 1 else 0 end,
+                due_at = now() + make_interval(secs => o.due_in),
+                held = o.held,
+                settlement = o.settlement,
+                reason = o.reason,
+                error_message = o.error,
+                sent_at = o.sent_at,
+                updated_at = now()
+            from outcome o
+            where m.id = o.id and m.token = o.token and m.status = 'sending'
+            returning m.id, m.attempts
+        ), line as (
+            insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text,
+                relay_message_id, latency_ms, error)
+            select o.id, o.kind, u.attempts, o.relay, o.phase, o.reply_code, o.reply_text, o.relay_message_id,
+                o.latency_ms, o.error
+            from outcome o join updated u on u.id = o.id
+        )
+        select id from updated
+        "#,
+        &c.id,
+        &c.token,
+        &c.status,
+        &c.counted,
+        &c.due_in as _,
+        &c.held,
+        &c.settlement,
+        &c.reason as _,
+        &c.sent_at as _,
+        &c.kind,
+        &c.relay,
+        &c.phase as _,
+        &c.reply_code as _,
+        &c.reply_text as _,
+        &c.relay_message_id as _,
+        &c.latency_ms as _,
+        &c.error as _,
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut recorded = std::collections::HashSet::<Uuid>::from_iter(recorded);
+    if recorded.len() < batch.len() {
+        // Not in `sending` under our token: either this very outcome was committed before and only its answer was lost
+        // (the token is still ours), or somebody else has taken the row.
+        let ours = sqlx::query_scalar!(
+            "select m.id from email_messages m join unnest($1::uuid[], $2::uuid[]) as o (id, token)
+             on m.id = o.id and m.token = o.token",
+            &c.id,
+            &c.token
+        )
+        .fetch_all(pool)
+        .await?;
+        recorded.extend(ours);
+    }
+    Ok(batch.iter().map(|row| if recorded.contains(&row.id) { Finish::Recorded } else { Finish::LeaseLost }).collect())
+}
+
+#[derive(Default)]
+struct Columns {
+    id: Vec<Uuid>,
+    token: Vec<Uuid>,
+    status: Vec<String>,
+    counted: Vec<i32>,
+    due_in: Vec<Option<f64>>,
+    held: Vec<bool>,
+    settlement: Vec<String>,
+    reason: Vec<Option<String>>,
+    sent_at: Vec<Option<DateTime<Utc>>>,
+    kind: Vec<String>,
+    relay: Vec<String>,
+    phase: Vec<Option<String>>,
+    reply_code: Vec<Option<i16>>,
+    reply_text: Vec<Option<String>>,
+    relay_message_id: Vec<Option<String>>,
+    latency_ms: Vec<Option<i64>>,
+    error: Vec<Option<String>>,
+}
+
+impl Columns {
+    fn push(&mut self, row: &OutcomeRow) {
+        let (status, due_in, sent_at, latency, reason) = match &row.status {
+            NewStatus::Sent { at, latency } => ("sent", None, Some(*at), Some(*latency), None),
+            NewStatus::Queued { due_in } => ("queued", Some(*due_in), None, None, None),
+            NewStatus::Unknown { due_in } => ("unknown", Some(*due_in), None, None, Some(Reason::OutcomeUnknown)),
+            NewStatus::Held => ("unknown", None, None, None, Some(Reason::OutcomeUnknown)),
+            NewStatus::Failed { reason } => ("failed", None, None, None, Some(*reason)),
+        };
+        let settlement = if sent_at.is_some() { "none" } else { "pending" };
+        self.id.push(row.id);
+        self.token.push(row.token);
+        self.status.push(status.to_owned());
+        self.counted.push(i32::from(row.counted));
+        self.due_in.push(due_in.map(|d| d.as_secs_f64()));
+        self.held.push(row.status == NewStatus::Held);
+        self.settlement.push(settlement.to_owned());
+        self.reason.push(reason.map(|r| r.name().to_owned()));
+        self.sent_at.push(sent_at);
+        self.kind.push(row.kind.to_owned());
+        self.relay.push(row.relay.clone());
+        self.phase.push(row.phase.map(|p| p.name().to_owned()));
+        self.reply_code.push(row.reply.as_ref().and_then(|r| i16::try_from(r.code).ok()));
+        self.reply_text.push(row.reply.as_ref().map(|r| r.text.clone()));
+        self.relay_message_id.push(row.reply.as_ref().and_then(|r| r.relay_message_id().map(str::to_owned)));
+        self.latency_ms.push(latency.map(|d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)));
+        self.error.push(row.error.clone());
+    }
+}
