@@ -1,27 +1,47 @@
 //! Postrider carries e-mail requests from RabbitMQ to an SMTP relay.
 //!
-//! One message takes this path, and `pipeline` tells it in order:
+//! One message takes this path, and [`pipeline`] tells it in order:
 //!
 //! ```text
 //! consume -> decode -> render -> admit -> deliver -> settle
 //! ```
 //!
-//! The modules below stand in reading order. Dependencies point one way: the vocabulary (`email`, `retry`) knows
-//! nobody; each door (`broker`, `store`, `smtp`, `templates`, `wire`, `mime`) knows the vocabulary and one
-//! outside library, never another door; the pipeline's stages know the doors they need; `app` knows all.
+//! The modules below stand in reading order. Dependencies point one way: the vocabulary ([`email`], [`retry`]) knows
+//! nobody; each door ([`broker`], [`store`], [`smtp`], [`templates`], [`wire`], [`mime`]) knows the vocabulary and one
+//! outside library, never another door; the pipeline's stages know the doors they need; [`app`] knows all.
+
+pub mod pipeline;
 
 pub mod email;
 
-pub mod wire;
+pub mod retry;
 
-pub mod config;
+pub mod broker;
+
+pub mod store;
+
+pub mod smtp;
 
 pub mod templates;
 
 pub mod mime;
 
-pub mod smtp;
+pub mod wire;
 
-pub mod broker;
+pub mod archive;
 
-pub mod store;
+pub mod reload;
+
+pub mod publish;
+
+pub mod http;
+
+pub mod metrics;
+
+pub mod telemetry;
+
+pub mod config;
+
+pub mod cli;
+
+pub mod app;

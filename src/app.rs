@@ -1,0 +1,263 @@
+//! The composition root: builds the doors, starts the tasks, drains them. The only file that sees everything.
+//!
+//! Invariant: listeners are bound first, so that readiness can be asked; consuming starts last, when a mail can go the
+//! whole way.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
+use tokio_retry::strategy::{ExponentialBackoff, jitter};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    archive,
+    broker::{
+        BrokerError, ConsumerState, Consumers, Link, Publisher, Topology, consumer::Subscription, link::Purpose,
+        topology,
+    },
+    config::Config,
+    email::{Lane, PerLane},
+    http::{self, Admin},
+    metrics::Metrics,
+    pipeline::Pipeline,
+    reload,
+    smtp::Relays,
+    store::{Store, StoreError},
+    templates::Catalogue,
+};
+
+/// Channels for retry copies and dead letters, for each lane.
+const PUBLISHER_CHANNELS: usize = 4;
+/// Dead letters held while they are being archived.
+const ARCHIVE_PREFETCH: u16 = 32;
+/// Longest pause between two tries to begin while something is away.
+const START_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How long closing connections may take once all mails are done.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the daemon could not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address is taken or not ours.
+    #[error("{setting}: cannot listen on {addr}: {error}")]
+    Listen {
+        /// Which setting.
+        setting: &'static str,
+        /// The address.
+        addr: std::net::SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The schema is not there or too old.
+    #[error("the database lacks {}: run `postrider migrate`", .0.join(", "))]
+    Migrations(Vec<String>),
+    /// The database holds something that forbids to go on.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Templates cannot be used.
+    #[error("{0}")]
+    Templates(#[from] reload::SyncError),
+    /// The broker has another topology, or the URL is wrong.
+    #[error("{0}")]
+    Broker(#[from] BrokerError),
+    /// TLS cannot be set up.
+    #[error("{0}")]
+    Tls(#[from] crate::smtp::TlsSetupError),
+    /// Metrics cannot be set up.
+    #[error("{0}")]
+    Metrics(#[from] crate::metrics::MetricsError),
+    /// A task ended that never should.
+    #[error("a task of the daemon ended unexpectedly: {0}")]
+    Task(String),
+}
+
+/// Runs the daemon until `stop`; the code says whether everything in flight was finished.
+///
+/// # Errors
+/// When it cannot start, or a part of it fails that it cannot do without.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
+    let listener = TcpListener::bind(config.http.admin_addr).await.map_err(|error| AppError::Listen {
+        setting: "ADMIN_ADDR",
+        addr: config.http.admin_addr,
+        error,
+    })?;
+    run_on(listener, config, stop).await
+}
+
+/// The same on an admin listener that is bound already, for instance to a port that the system chose.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
+    let metrics = Arc::new(Metrics::new()?);
+    let store = Store::new(&config.store, config.pipeline.lease)?;
+    let relays = Relays::new(&config.smtp)?;
+    let catalogue = Arc::new(Catalogue::new());
+    let topology = Topology::new(&config.broker);
+    let consume_link = Arc::new(Link::new(&config.broker, Purpose::Consume)?);
+    let publish_link = Arc::new(Link::new(&config.broker, Purpose::Publish)?);
+    let publishers = PerLane::from_fn(|_| Arc::new(Publisher::new(Arc::clone(&publish_link), PUBLISHER_CHANNELS)));
+    let lanes = PerLane::from_fn(|_| watch::Sender::new(ConsumerState::Starting));
+
+    // Everything but consuming ends with this one: after the last mail is settled.
+    let end = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let admin = Arc::new(Admin {
+        store: Arc::clone(&store),
+        catalogue: Arc::clone(&catalogue),
+        relays: Arc::clone(&relays),
+        links: [Arc::clone(&consume_link), Arc::clone(&publish_link)],
+        lanes: PerLane::from_fn(|lane| lanes.get(lane).subscribe()),
+        metrics: Arc::clone(&metrics),
+        publisher: Arc::clone(&publishers.standard),
+        http: config.http.clone(),
+        mail: config.mail.clone(),
+        rules: config.pipeline.clone(),
+        started: watch::Sender::new(false),
+    });
+    if let Ok(addr) = listener.local_addr() {
+        tracing::info!(%addr, "admin listener");
+    }
+    tasks.spawn(http::serve(listener, Arc::clone(&admin), end.clone()));
+
+    let Some(generation) = prepare(&config, &store, &catalogue, &stop).await? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    tasks.spawn(Arc::clone(&store).keep_lease(end.clone()));
+    let tries_default = config.pipeline.tries_default;
+    tasks.spawn(reload::follow(Arc::clone(&store), Arc::clone(&catalogue), tries_default, generation, end.clone()));
+
+    // Opened before it is needed: the first retry should not wait for it.
+    let opening = Arc::clone(&publish_link);
+    tokio::spawn(async move { drop(opening.get().await) });
+    let consumers = Consumers::new(Arc::clone(&consume_link), topology.clone());
+    if !establish(&consume_link, &topology, &stop).await? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let pipeline = Arc::new(Pipeline {
+        rules: config.pipeline.clone(),
+        mail: config.mail.clone(),
+        catalogue,
+        store: Arc::clone(&store),
+        relays: Arc::clone(&relays),
+        publishers,
+        topology,
+        // Nothing listens for feedback yet, so nothing is worth waiting for.
+        has_feedback: false,
+        metrics,
+        stop: stop.clone(),
+    });
+    let mut consuming = JoinSet::new();
+    for lane in Lane::ALL {
+        let subscription =
+            Subscription { queue: topology::lane_queue(lane), lane, prefetch: *config.broker.prefetch.get(lane) };
+        let pipeline = Arc::clone(&pipeline);
+        let handle = move |delivery| Arc::clone(&pipeline).carry(delivery);
+        consuming.spawn(Arc::clone(&consumers).run(subscription, lanes.get(lane).clone(), stop.clone(), handle));
+    }
+    if config.broker.archive {
+        for queue in [topology::DEAD, topology::UNROUTED] {
+            let (store, stopping) = (Arc::clone(&store), stop.clone());
+            let handle = move |delivery| archive::archive(Arc::clone(&store), delivery, queue, stopping.clone());
+            let subscription =
+                Subscription { queue: queue.to_owned(), lane: Lane::Standard, prefetch: ARCHIVE_PREFETCH };
+            let state = watch::Sender::new(ConsumerState::Starting);
+            consuming.spawn(Arc::clone(&consumers).run(subscription, state, stop.clone(), handle));
+        }
+    }
+    admin.started.send_replace(true);
+
+    let ended_early = tokio::select! {
+        () = stop.cancelled() => None,
+        Some(ended) = consuming.join_next() => Some(ended),
+        Some(ended) = tasks.join_next() => Some(ended),
+    };
+    if let Some(ended) = ended_early {
+        stop.cancel();
+        return Err(AppError::Task(words_of(ended)));
+    }
+    tracing::info!(grace_s = config.pipeline.shutdown_grace.as_secs(), "stopping: finishing what has reached a relay");
+    let drained =
+        tokio::time::timeout(config.pipeline.shutdown_grace, async { while consuming.join_next().await.is_some() {} })
+            .await
+            .is_ok();
+    end.cancel();
+    let closing = async {
+        relays.close().await;
+        while tasks.join_next().await.is_some() {}
+        consume_link.close().await;
+        publish_link.close().await;
+        store.close().await;
+    };
+    if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+        tracing::warn!("some connections did not close in time");
+    }
+    if drained {
+        tracing::info!("stopped: everything in flight is settled");
+        Ok(ExitCode::SUCCESS)
+    } else {
+        tracing::error!("stopped with mails in flight (SHUTDOWN_GRACE_SECONDS): their rows say `sending`");
+        Ok(ExitCode::FAILURE)
+    }
+}
+
+fn words_of(ended: Result<(), JoinError>) -> String {
+    match ended {
+        Ok(()) => "it returned".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Waits for the database, checks it, and loads the templates. Nothing: the daemon was told to stop meanwhile.
+async fn prepare(
+    config: &Config,
+    store: &Arc<Store>,
+    catalogue: &Catalogue,
+    stop: &CancellationToken,
+) -> Result<Option<i64>, AppError> {
+    let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(START_PAUSE_MAX).map(jitter);
+    loop {
+        let error = match prepare_once(config, store, catalogue).await {
+            Ok(generation) => return Ok(Some(generation)),
+            Err(AppError::Store(error) | AppError::Templates(reload::SyncError::Store(error))) if error.is_away() => {
+                error
+            }
+            Err(final_error) => return Err(final_error),
+        };
+        tracing::warn!(%error, "cannot begin yet");
+        let pause = pauses.next().unwrap_or(START_PAUSE_MAX);
+        tokio::select! { () = stop.cancelled() => return Ok(None), () = tokio::time::sleep(pause) => {} }
+    }
+}
+
+async fn prepare_once(config: &Config, store: &Arc<Store>, catalogue: &Catalogue) -> Result<i64, AppError> {
+    let missing = store.migrations_missing().await?;
+    if !missing.is_empty() {
+        return Err(AppError::Migrations(missing));
+    }
+    store.verify_hash_key().await?;
+    store.renew_lease().await?;
+    let tries_default = config.pipeline.tries_default;
+    for synced in reload::sync_folder(store, &config.mail.templates_dir, tries_default, false).await? {
+        if synced.result != "unchanged" {
+            tracing::info!(template = synced.key, version = synced.version, result = synced.result, "template");
+        }
+    }
+    Ok(reload::load(store, catalogue, tries_default).await?)
+}
+
+/// Declares the topology. A broker that is away is waited for; one that has another topology is an error.
+async fn establish(link: &Link, topology: &Topology, stop: &CancellationToken) -> Result<bool, AppError> {
+    loop {
+        let connection = tokio::select! { () = stop.cancelled() => return Ok(false), c = link.get() => c };
+        match topology.establish(&connection).await {
+            Ok(()) => return Ok(true),
+            Err(BrokerError::Amqp(error)) => tracing::warn!(%error, "the broker went away while declaring"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

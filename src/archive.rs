@@ -1,0 +1,112 @@
+//! The archivist: moves what arrives in `email.dead` and `email.unrouted` into `dead_letters` rows.
+//!
+//! Operators work on the rows, so looking at dead letters destroys nothing and the queues fill only while the database is
+//! away.
+//! Invariant: a letter is acknowledged after its row is committed, and archived once however often it arrives.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeZone, Utc};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    broker::{Delivery, delivery::GENERATION, topology},
+    email::Reason,
+    pipeline::dead_letter_headers as h,
+    store::{Store, StoreError, dead::NewDeadLetter},
+    wire,
+};
+
+/// Archives one delivery. While the database is away it stays in its queue.
+pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str, stop: CancellationToken) {
+    let letter = letter_of(&delivery, queue);
+    loop {
+        match store.archive_dead(&letter).await {
+            Ok(()) => break,
+            Err(error @ StoreError::Data { .. }) => {
+                // Nothing of it may be lost because of one odd header: it stays where it is, and somebody must look.
+                tracing::error!(%error, "a dead letter cannot be archived; it stays in its queue");
+                return;
+            }
+            Err(error) => {
+                store.note_away(&error);
+                tokio::select! { () = stop.cancelled() => return, () = store.wait_until_back() => {} }
+            }
+        }
+    }
+    if let Err(error) = delivery.ack().await {
+        tracing::info!(%error, "an archived letter was not acknowledged; it will be recognised");
+    }
+}
+
+fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
+    let headers = delivery.original.headers_as_text();
+    let header = |name: &str| headers.get(name).cloned();
+    let moment = |name: &str| header(name).and_then(|ms| milliseconds(&ms));
+    // The pipeline says what it knows; what the broker put here by itself is asked for the rest.
+    let request = match header(h::REQUEST_ID) {
+        Some(_) => None,
+        None => readable(delivery),
+    };
+    let reason = header(h::REASON).unwrap_or_else(|| {
+        let reason = if queue == topology::UNROUTED { Reason::Unrouted } else { Reason::Broker };
+        reason.name().to_owned()
+    });
+    let error = header(h::ERROR).or_else(|| match queue {
+        topology::UNROUTED => {
+            Some(format!("no binding of {} matches the routing key; use <source>.<p0|p1|p2|p3>", topology::REQUESTS))
+        }
+        _ => header("x-first-death-reason").map(|why| format!("put here by the broker: {why}")),
+    });
+    let given = |text: String| Some(text).filter(|t| !t.is_empty() && t.len() <= 100 && !t.contains('\0'));
+    NewDeadLetter {
+        settlement_key: header(h::SETTLEMENT_ID).unwrap_or_else(|| content_key(delivery)),
+        reason: reason.chars().take(40).collect(),
+        error: error.map(|e| e.replace('\0', "\u{FFFD}")),
+        request_id: header(h::REQUEST_ID)
+            .or_else(|| request.as_ref().map(|r| r.request_id.clone()))
+            .and_then(|id| Uuid::parse_str(&id).ok()),
+        source: header(h::SOURCE).or_else(|| request.as_ref().map(|r| r.source.clone())).and_then(given),
+        template_key: header(h::TEMPLATE).or_else(|| request.as_ref().map(|r| r.template_key.clone())).and_then(given),
+        lane: header(h::LANE).filter(|lane| lane.len() <= 10),
+        attempts: header(h::ATTEMPTS).and_then(|n| n.parse().ok()),
+        routing_key: Some(delivery.envelope.routing_key.replace('\0', "\u{FFFD}")),
+        first_at: moment(h::FIRST_AT).or(delivery.envelope.published_at),
+        last_at: moment(h::LAST_AT),
+        generation: header(GENERATION).and_then(|n| n.parse().ok()).unwrap_or(0),
+        properties: json!({
+            "content_type": delivery.envelope.content_type,
+            "message_id": delivery.envelope.message_id,
+            "type": delivery.original.properties.kind().as_ref().map(ToString::to_string),
+            "priority": delivery.original.properties.priority(),
+            "timestamp": delivery.original.properties.timestamp(),
+            "exchange": delivery.original.exchange,
+            "routing_key": delivery.original.routing_key,
+        }),
+        headers: json!(headers),
+        body: delivery.body.to_vec(),
+    }
+}
+
+fn readable(delivery: &Delivery) -> Option<wire::EmailRequest> {
+    match delivery.envelope.content_type.as_deref() {
+        Some(wire::JSON) => wire::from_json(&delivery.body).ok(),
+        _ => wire::from_protobuf(delivery.body.clone()).ok(),
+    }
+}
+
+fn content_key(delivery: &Delivery) -> String {
+    let mut hash = Sha256::new_with_prefix(&delivery.body);
+    for (name, value) in delivery.original.headers_as_text() {
+        hash.update(name);
+        hash.update(value);
+    }
+    hex::encode(hash.finalize())
+}
+
+fn milliseconds(text: &str) -> Option<DateTime<Utc>> {
+    Utc.timestamp_millis_opt(text.parse().ok()?).single()
+}

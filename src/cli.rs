@@ -1,0 +1,201 @@
+//! The command line: what people type, and what they see.
+//!
+//! Exit codes: 0 done, 1 something failed, 2 the command line is wrong, 78 the settings are wrong (`EX_CONFIG`).
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
+
+/// `postrider publish`.
+mod publish;
+
+/// `postrider templates`.
+mod templates;
+
+/// `postrider messages` and `postrider dead`.
+mod audit;
+
+/// `postrider check`.
+mod check;
+
+use std::{fmt::Display, path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app,
+    config::{Environment, Faults, LogConfig, LogFormat, Settings, StoreConfig},
+    store::Store,
+    telemetry,
+};
+
+/// The settings are wrong (`EX_CONFIG` of sysexits.h).
+const EXIT_CONFIG: u8 = 78;
+
+/// Carries e-mail requests from RabbitMQ to SMTP.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// TOML file for what is structured (lanes, relays, ladders); the environment wins over it.
+    #[arg(long, global = true, value_name = "FILE", env = "POSTRIDER_CONFIG")]
+    config: Option<PathBuf>,
+
+    /// How to print results.
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table)]
+    output: OutputFormat,
+
+    /// The same as --output json.
+    #[arg(long = "json-output", visible_alias = "json", global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  postrider check                                    are settings, broker, database and relay in order?
+  postrider migrate && postrider run                 bring the schema up to date, then carry mail
+  postrider publish --template support_ticket_created --to ada@example.bj --sample
+  postrider messages --to ada@example.bj             did she get it?
+  postrider dead list --reason missing_variable      what failed for good, and why
+
+Settings come from the environment (see .env.example); NAME_FILE reads NAME from a file.";
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Carry mail until SIGTERM or Ctrl-C.
+    Run,
+    /// Publish requests, each confirmed by the broker.
+    Publish(publish::Args),
+    /// Look at, check and synchronise templates.
+    #[command(subcommand)]
+    Templates(templates::Command),
+    /// Show mails and what became of them.
+    Messages(audit::MessagesArgs),
+    /// Show what failed for good.
+    #[command(subcommand)]
+    Dead(audit::DeadCommand),
+    /// Bring the database's schema up to date.
+    Migrate,
+    /// Check settings, broker, database and relays, and say what is wrong.
+    Check,
+}
+
+/// What every command works with.
+struct Session {
+    settings: Settings,
+    is_json: bool,
+}
+
+/// Runs a command line; everything it has to say is printed.
+pub async fn main(cli: Cli) -> ExitCode {
+    let settings = Settings::read(&Environment::of_process(), cli.config.as_deref());
+    let context = Session { settings, is_json: cli.json || cli.output == OutputFormat::Json };
+    let done = match cli.command {
+        Command::Run => run(&context).await,
+        Command::Publish(args) => publish::run(&context, args).await,
+        Command::Templates(command) => templates::run(&context, command).await,
+        Command::Messages(args) => audit::messages(&context, args).await,
+        Command::Dead(command) => audit::dead(&context, command).await,
+        Command::Migrate => migrate(&context).await,
+        Command::Check => check::run(&context).await,
+    };
+    done.unwrap_or_else(|error| {
+        if let Some(faults) = error.downcast_ref::<Faults>() {
+            eprintln!("{faults}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+        eprintln!("postrider: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+impl Session {
+    /// Logs as the settings say; a command that prints results logs only what went wrong, for people.
+    fn log_quietly(&self) {
+        // lapin logs as an error what `check` and `publish` report in words.
+        telemetry::start(&LogConfig { format: LogFormat::Text, filter: "error,lapin=off".to_owned() });
+    }
+
+    async fn store(&self) -> anyhow::Result<Arc<Store>> {
+        Self::open(self.settings.store()?).await
+    }
+
+    /// A store for commands that never hash an address, so that `EMAIL_HASH_KEY` is not asked for.
+    async fn store_without_key(&self) -> anyhow::Result<Arc<Store>> {
+        Self::open(StoreConfig {
+            url: self.settings.database_url()?,
+            connections_max: 2,
+            fast_connections_max: 1,
+            hash_key: SecretString::from(String::new()),
+        })
+        .await
+    }
+
+    async fn open(config: StoreConfig) -> anyhow::Result<Arc<Store>> {
+        let store = Store::new(&config, std::time::Duration::from_secs(30))?;
+        store.ping().await.context("DATABASE_URL")?;
+        Ok(store)
+    }
+
+    fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+        println!("{}", serde_json::to_string_pretty(value)?);
+        Ok(())
+    }
+}
+
+async fn run(context: &Session) -> anyhow::Result<ExitCode> {
+    let config = context.settings.config()?;
+    telemetry::start(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!(warning);
+    }
+    let stop = CancellationToken::new();
+    let signalled = stop.clone();
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM"),
+            _ = tokio::signal::ctrl_c() => tracing::info!("interrupted"),
+        }
+        signalled.cancel();
+    });
+    Ok(app::run(config, stop).await?)
+}
+
+async fn migrate(context: &Session) -> anyhow::Result<ExitCode> {
+    context.log_quietly();
+    let store = context.store_without_key().await?;
+    let missing = store.migrations_missing().await?;
+    store.migrate().await.context("the schema could not be brought up to date; what was applied before stays")?;
+    if context.is_json {
+        Session::print_json(&serde_json::json!({ "applied": missing }))?;
+    } else if missing.is_empty() {
+        println!("The schema is up to date.");
+    } else {
+        println!("Applied: {}.", missing.join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A table for people: left-aligned, no frame, one line a row.
+fn table(header: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
+    table
+}
+
+/// What stands in a table where there is nothing.
+fn or_dash(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| v.to_string())
+}

@@ -1,0 +1,115 @@
+//! `postrider check`: is everything in order that a mail needs, and if not, what is wrong?
+
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::Session;
+use crate::{
+    broker::{BrokerError, Link, Topology, link::Purpose},
+    config::{Config, TopologyMode},
+    reload,
+    smtp::Relays,
+    store::Store,
+    templates::Catalogue,
+};
+
+struct Finding {
+    what: String,
+    result: Result<String, String>,
+}
+
+pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
+    context.log_quietly();
+    // Wrong settings end it here, all of them listed: the rest could only be guessed at.
+    let config = context.settings.config()?;
+    let mut findings = vec![Finding { what: "settings".to_owned(), result: Ok("in order".to_owned()) }];
+    findings.push(Finding { what: "broker".to_owned(), result: broker(&config).await });
+    let (database, templates) = database(&config).await;
+    findings.push(Finding { what: "database".to_owned(), result: database });
+    findings.push(Finding { what: "templates".to_owned(), result: templates });
+    findings.extend(relays(&config).await);
+
+    let is_sound = findings.iter().all(|f| f.result.is_ok());
+    if context.is_json {
+        let items: Vec<Value> = findings
+            .iter()
+            .map(|f| match &f.result {
+                Ok(words) => json!({ "what": f.what, "ok": true, "words": words }),
+                Err(words) => json!({ "what": f.what, "ok": false, "words": words }),
+            })
+            .collect();
+        Session::print_json(&json!({ "ok": is_sound, "items": items, "warnings": config.warnings }))?;
+    } else {
+        for finding in &findings {
+            match &finding.result {
+                Ok(words) => println!("ok     {:<12} {words}", finding.what),
+                Err(words) => println!("WRONG  {:<12} {words}", finding.what),
+            }
+        }
+        for warning in &config.warnings {
+            println!("note   {warning}");
+        }
+    }
+    Ok(if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn broker(config: &Config) -> Result<String, String> {
+    let link = Link::new(&config.broker, Purpose::Publish).map_err(|error| error.to_string())?;
+    let connection = link.connect_once().await.map_err(|error| format!("AMQP_URL: {error}"))?;
+    // Looking must not change anything: what is missing is reported, not declared.
+    let looking = crate::config::BrokerConfig { topology: TopologyMode::Verify, ..config.broker.clone() };
+    let verified = Topology::new(&looking).establish(&connection).await;
+    drop(connection.close(200, "checked".into()).await);
+    match (verified, config.broker.topology) {
+        (Ok(()), _) => Ok("reachable, exchanges and queues are there".to_owned()),
+        (Err(BrokerError::Missing(missing)), TopologyMode::Declare) => {
+            Ok(format!("reachable; the daemon will declare what is missing ({missing})"))
+        }
+        (Err(error), _) => Err(error.to_string()),
+    }
+}
+
+async fn database(config: &Config) -> (Result<String, String>, Result<String, String>) {
+    let unknown = || Err("not looked at: the database must be in order first".to_owned());
+    let store = match Store::new(&config.store, config.pipeline.lease) {
+        Ok(store) => store,
+        Err(error) => return (Err(format!("DATABASE_URL: {error}")), unknown()),
+    };
+    let missing = match store.migrations_missing().await {
+        Ok(missing) => missing,
+        Err(error) => return (Err(format!("DATABASE_URL: {error}")), unknown()),
+    };
+    if !missing.is_empty() {
+        return (Err(format!("lacks {}: run `postrider migrate`", missing.join(", "))), unknown());
+    }
+    if let Err(error) = store.verify_hash_key().await {
+        return (Err(error.to_string()), unknown());
+    }
+    let catalogue = Catalogue::new();
+    let templates = match reload::load(&store, &catalogue, config.pipeline.tries_default).await {
+        Ok(_) if catalogue.all_active().is_empty() => {
+            Ok("none yet; the daemon takes them from EMAIL_TEMPLATES_DIR when it starts".to_owned())
+        }
+        Ok(_) => Ok(format!("{} active", catalogue.all_active().len())),
+        Err(error) => Err(error.to_string()),
+    };
+    (Ok("reachable, schema up to date".to_owned()), templates)
+}
+
+async fn relays(config: &Config) -> Vec<Finding> {
+    let relays = match Relays::new(&config.smtp) {
+        Ok(relays) => relays,
+        Err(error) => return vec![Finding { what: "relay".to_owned(), result: Err(error.to_string()) }],
+    };
+    let mut findings = Vec::new();
+    for relay in &config.smtp.relays {
+        let result = match relays.probe(&relay.name).await {
+            Some(Ok(offered)) => Ok(format!("{} answers and takes us: {offered}", relay.name)),
+            Some(Err(error)) => Err(format!("{}: {}: {error}", relay.name, error.fault)),
+            None => Err(format!("{}: is not configured", relay.name)),
+        };
+        findings.push(Finding { what: "relay".to_owned(), result });
+    }
+    findings
+}

@@ -1,0 +1,158 @@
+//! `postrider templates sync|lint|render`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, anyhow, bail};
+use chrono::Utc;
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use super::{Session, table};
+use crate::{
+    reload,
+    templates::{CompiledTemplate, System, lint, read_folder},
+};
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  postrider templates lint
+  postrider templates render billing_invoice_monthly --part text
+  postrider templates render support_ticket_created --variables mine.json --part html > preview.html
+  postrider templates sync --activate")]
+pub(super) enum Command {
+    /// Bring the templates of a folder into the database: absent keys become active, other changes drafts.
+    Sync {
+        /// The folder (default: EMAIL_TEMPLATES_DIR).
+        folder: Option<PathBuf>,
+        /// Make the folder's content active at once, everywhere.
+        #[arg(long)]
+        activate: bool,
+    },
+    /// Check the templates of a folder, without a database.
+    Lint {
+        /// The folder (default: EMAIL_TEMPLATES_DIR).
+        folder: Option<PathBuf>,
+    },
+    /// Render a template of a folder with its sample or your variables, without a database.
+    Render {
+        /// Which template.
+        key: String,
+        /// The folder (default: EMAIL_TEMPLATES_DIR).
+        #[arg(long)]
+        folder: Option<PathBuf>,
+        /// A JSON file of variables (default: the template's sample).
+        #[arg(long, value_name = "FILE")]
+        variables: Option<PathBuf>,
+        /// Print one part only.
+        #[arg(long, value_enum)]
+        part: Option<PartChoice>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PartChoice {
+    Subject,
+    Html,
+    Text,
+}
+
+pub(super) async fn run(context: &Session, command: Command) -> anyhow::Result<ExitCode> {
+    context.log_quietly();
+    match command {
+        Command::Sync { folder, activate } => sync(context, folder, activate).await,
+        Command::Lint { folder } => lint_folder(context, folder),
+        Command::Render { key, folder, variables, part } => render(context, &key, folder, variables, part),
+    }
+}
+
+fn folder_or_default(context: &Session, folder: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    Ok(match folder {
+        Some(folder) => folder,
+        None => context.settings.templates_dir()?,
+    })
+}
+
+async fn sync(context: &Session, folder: Option<PathBuf>, activate: bool) -> anyhow::Result<ExitCode> {
+    let folder = folder_or_default(context, folder)?;
+    let store = context.store_without_key().await?;
+    let missing = store.migrations_missing().await?;
+    if !missing.is_empty() {
+        bail!("the database lacks {}: run `postrider migrate`", missing.join(", "));
+    }
+    let tries_default = context.settings.pipeline().map_or(3, |p| p.tries_default);
+    let synced = reload::sync_folder(&store, &folder, tries_default, activate).await?;
+    if context.is_json {
+        Session::print_json(&json!({ "items": synced, "total": synced.len() }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut rows = table(&["TEMPLATE", "VERSION", "RESULT"]);
+    for one in &synced {
+        rows.add_row([one.key.as_str(), &one.version.to_string(), one.result]);
+    }
+    println!("{rows}");
+    if synced.iter().any(|one| one.result == "draft") {
+        println!("Drafts are not sent; `templates sync --activate` makes them active.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lint_folder(context: &Session, folder: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let folder = folder_or_default(context, folder)?;
+    let sources = read_folder(&folder)?;
+    let faults: Vec<(String, String)> = sources
+        .iter()
+        .flat_map(|source| lint(source).into_iter().map(|fault| (source.key.clone(), fault.to_string())))
+        .collect();
+    if context.is_json {
+        let items: Vec<Value> = faults.iter().map(|(key, words)| json!({ "template": key, "fault": words })).collect();
+        Session::print_json(&json!({ "templates": sources.len(), "items": items, "total": items.len() }))?;
+    } else if faults.is_empty() {
+        println!("{} templates, no faults.", sources.len());
+    } else {
+        for (key, words) in &faults {
+            println!("{key}: {words}");
+        }
+    }
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn render(
+    context: &Session,
+    key: &str,
+    folder: Option<PathBuf>,
+    variables: Option<PathBuf>,
+    part: Option<PartChoice>,
+) -> anyhow::Result<ExitCode> {
+    let folder = folder_or_default(context, folder)?;
+    let Some(source) = read_folder(&folder)?.into_iter().find(|source| source.key == key) else {
+        bail!("there is no template {key} in {}", folder.display());
+    };
+    let variables: Map<String, Value> = match variables {
+        Some(file) => serde_json::from_slice(&std::fs::read(&file).with_context(|| file.display().to_string())?)
+            .with_context(|| file.display().to_string())?,
+        None => source.sample.clone(),
+    };
+    let template = CompiledTemplate::compile(&source, 0, 1)
+        .map_err(|faults| anyhow!(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    let mail = context.settings.mail().ok();
+    let system = System {
+        request_date: Utc::now(),
+        attachments: &[],
+        support_email: mail.as_ref().and_then(|m| m.support_email.as_deref()),
+        support_phone: mail.as_ref().and_then(|m| m.support_phone.as_deref()),
+        timezone: mail.as_ref().map_or(chrono_tz::Africa::PortoNovo, |m| m.timezone),
+        locale: &template.manifest().locale,
+    };
+    let mail = template.render(&variables, &system)?;
+    match part {
+        Some(PartChoice::Subject) => println!("{}", mail.subject),
+        Some(PartChoice::Html) => print!("{}", mail.html),
+        Some(PartChoice::Text) => print!("{}", mail.text),
+        None if context.is_json => {
+            Session::print_json(&json!({ "subject": mail.subject, "html": mail.html, "text": mail.text }))?;
+        }
+        None => print!("Subject: {}\n\n{}", mail.subject, mail.text),
+    }
+    Ok(ExitCode::SUCCESS)
+}

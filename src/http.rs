@@ -1,0 +1,95 @@
+//! The sidecar: the admin listener with its API, health and metrics.
+//!
+//! Invariant: there is no route that sends a mail around the broker; a template test that sends is a request like any other.
+//! Invariant: every route but health and metrics needs a token.
+
+/// Who may do what.
+pub mod auth;
+
+/// Errors as problem details (RFC 9457).
+pub mod problem;
+
+/// `/livez`, `/readyz`, `/metrics`.
+mod health;
+
+/// `/api/v1/email/templates`.
+mod templates;
+
+/// `/api/v1/email/messages`.
+mod messages;
+
+pub use messages::message_json;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{get, post},
+};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    broker::{ConsumerState, Link, Publisher},
+    config::{HttpConfig, MailConfig, PipelineConfig},
+    email::PerLane,
+    metrics::Metrics,
+    smtp::Relays,
+    store::Store,
+    templates::Catalogue,
+};
+
+/// Largest request body.
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// What the routes work with.
+pub struct Admin {
+    /// The audit.
+    pub store: Arc<Store>,
+    /// Templates in use.
+    pub catalogue: Arc<Catalogue>,
+    /// For readiness.
+    pub relays: Arc<Relays>,
+    /// For readiness.
+    pub links: [Arc<Link>; 2],
+    /// For readiness.
+    pub lanes: PerLane<watch::Receiver<ConsumerState>>,
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For test mails.
+    pub publisher: Arc<Publisher>,
+    /// Tokens.
+    pub http: HttpConfig,
+    /// What templates show.
+    pub mail: MailConfig,
+    /// Limits.
+    pub rules: PipelineConfig,
+    /// Whether consuming has begun.
+    pub started: watch::Sender<bool>,
+}
+
+/// Serves until `stop`.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
+    let served = axum::serve(listener, router(admin)).with_graceful_shutdown(stop.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the admin listener ended");
+    }
+}
+
+fn router(admin: Arc<Admin>) -> Router {
+    let api = Router::new()
+        .route("/templates", get(templates::list))
+        .route("/templates/{key}", get(templates::show))
+        .route("/templates/{key}/test", post(templates::test))
+        .route("/messages", get(messages::list));
+    Router::new()
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .nest("/api/v1/email", api)
+        .fallback(problem::not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(admin)
+}

@@ -1,0 +1,73 @@
+//! Bearer tokens: who asks, and what they may do.
+//!
+//! Invariant: tokens are compared in constant time, and all of them every time: how long it takes tells nothing.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::FromRequestParts,
+    http::{StatusCode, header, request::Parts},
+};
+use secrecy::ExposeSecret;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::{Admin, problem::Problem};
+use crate::config::{AdminToken, Role};
+
+/// Somebody with a token.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    /// The token's name.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+}
+
+impl Operator {
+    /// Asks for a role.
+    ///
+    /// # Errors
+    /// 403, naming the role that is needed.
+    pub fn needs(&self, role: Role) -> Result<(), Problem> {
+        if self.role >= role {
+            return Ok(());
+        }
+        let needed = match role {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+            Role::Admin => "admin",
+        };
+        Err(Problem::new(StatusCode::FORBIDDEN, format!("this needs a token with the role {needed}")))
+    }
+}
+
+impl FromRequestParts<Arc<Admin>> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Arc<Admin>) -> Result<Self, Problem> {
+        let given = parts
+            .headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim());
+        given.and_then(|token| identify(&admin.http.tokens, token)).ok_or_else(|| {
+            Problem::new(StatusCode::UNAUTHORIZED, "send `Authorization: Bearer <token>` with one of ADMIN_TOKENS")
+        })
+    }
+}
+
+fn identify(known: &[AdminToken], given: &str) -> Option<Operator> {
+    // Digests have one length, so neither does the length of a token tell anything.
+    let given = Sha256::digest(given);
+    let mut found = None;
+    for token in known {
+        let expected = Sha256::digest(token.token.expose_secret());
+        if bool::from(given.ct_eq(&expected)) {
+            found = Some(Operator { name: token.name.clone(), role: token.role });
+        }
+    }
+    found
+}

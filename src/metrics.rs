@@ -1,0 +1,146 @@
+//! What is counted: OpenTelemetry instruments, served to Prometheus on `/metrics`.
+//!
+//! Invariant: labels are lane, template, outcome, reason: closed or small sets. Never an address, never a request id.
+
+use std::time::Duration;
+
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Histogram, MeterProvider, UpDownCounter},
+};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use prometheus::{Encoder, Registry, TextEncoder};
+
+use crate::email::Lane;
+
+/// Seconds from publish to the relay's 250: from a millisecond on loopback to the longest rung of a ladder.
+const LATENCY_BUCKETS: [f64; 16] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 21_600.0];
+
+/// All instruments.
+pub struct Metrics {
+    registry: Registry,
+    // Held, because the instruments die with it.
+    _provider: SdkMeterProvider,
+    accepted: Counter<u64>,
+    outcomes: Counter<u64>,
+    settled: Counter<u64>,
+    dead: Counter<u64>,
+    latency: Histogram<f64>,
+    deadline_missed: Counter<u64>,
+    in_flight: UpDownCounter<i64>,
+}
+
+/// The exporter could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics: {0}")]
+pub struct MetricsError(String);
+
+impl Metrics {
+    /// Makes the instruments.
+    ///
+    /// # Errors
+    /// When the exporter cannot be registered.
+    pub fn new() -> Result<Self, MetricsError> {
+        let registry = Registry::new();
+        let exporter = opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            .scope_info_enabled(false)
+            .without_target_info()
+            .build()
+            .map_err(|error| MetricsError(error.to_string()))?;
+        let provider = SdkMeterProvider::builder().with_reader(exporter).build();
+        let meter = provider.meter("postrider");
+        let info = meter.u64_gauge("postrider.build").with_description("1, labelled with the version").build();
+        info.record(1, &[KeyValue::new("version", env!("CARGO_PKG_VERSION"))]);
+        Ok(Self {
+            accepted: meter
+                .u64_counter("email.accepted")
+                .with_description("Deliveries that held a well-formed request")
+                .build(),
+            outcomes: meter.u64_counter("email.outcomes").with_description("Tries, by what the relay said").build(),
+            settled: meter
+                .u64_counter("email.settled")
+                .with_description("Deliveries that left their queue, by how")
+                .build(),
+            dead: meter.u64_counter("email.dead_letters").with_description("Dead letters, by reason").build(),
+            latency: meter
+                .f64_histogram("email.publish_to_accept")
+                .with_description("From publish to the relay's 250")
+                .with_unit("s")
+                .with_boundaries(LATENCY_BUCKETS.to_vec())
+                .build(),
+            deadline_missed: meter
+                .u64_counter("email.deadline_missed")
+                .with_description("Mails that the relay took later than their template promises")
+                .build(),
+            in_flight: meter
+                .i64_up_down_counter("email.in_flight")
+                .with_description("Deliveries being worked on")
+                .build(),
+            registry,
+            _provider: provider,
+        })
+    }
+
+    pub(crate) fn accepted(&self, lane: Lane, template: &str) {
+        self.accepted.add(1, &[lane_label(lane), template_label(template)]);
+    }
+
+    pub(crate) fn outcome(&self, lane: Lane, template: &str, outcome: &'static str) {
+        self.outcomes.add(1, &[lane_label(lane), template_label(template), KeyValue::new("outcome", outcome)]);
+    }
+
+    pub(crate) fn sent(&self, lane: Lane, template: &str, latency: Duration) {
+        self.latency.record(latency.as_secs_f64(), &[lane_label(lane), template_label(template)]);
+    }
+
+    pub(crate) fn deadline_missed(&self, lane: Lane, template: &str) {
+        self.deadline_missed.add(1, &[lane_label(lane), template_label(template)]);
+    }
+
+    pub(crate) fn settled(&self, lane: Lane, how: &'static str) {
+        self.settled.add(1, &[lane_label(lane), KeyValue::new("settlement", how)]);
+    }
+
+    pub(crate) fn dead(&self, lane: Lane, reason: &'static str) {
+        self.dead.add(1, &[lane_label(lane), KeyValue::new("reason", reason)]);
+    }
+
+    pub(crate) fn in_flight(&self, lane: Lane) -> InFlight {
+        self.in_flight.add(1, &[lane_label(lane)]);
+        InFlight { counter: self.in_flight.clone(), lane }
+    }
+
+    /// Everything, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// When the exporter cannot encode what it holds.
+    pub fn render(&self) -> Result<String, MetricsError> {
+        let mut out = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut out)
+            .map_err(|error| MetricsError(error.to_string()))?;
+        String::from_utf8(out).map_err(|error| MetricsError(error.to_string()))
+    }
+}
+
+/// Counts a delivery as being worked on until it is dropped, also by a panic.
+pub(crate) struct InFlight {
+    counter: UpDownCounter<i64>,
+    lane: Lane,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.counter.add(-1, &[lane_label(self.lane)]);
+    }
+}
+
+fn lane_label(lane: Lane) -> KeyValue {
+    KeyValue::new("lane", lane.name())
+}
+
+fn template_label(template: &str) -> KeyValue {
+    KeyValue::new("template", template.to_owned())
+}

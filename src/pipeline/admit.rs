@@ -1,0 +1,318 @@
+//! Stage 4: the request becomes rows, and a row is claimed for whoever has a place on a connection.
+//!
+//! Invariant: a claim is asked for only with a place in hand, and only while this daemon's lease is good.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Pipeline, render::Rendering, settle::Settlement};
+use crate::{
+    broker::Delivery,
+    email::{
+        AttachmentContent, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind, UnknownPolicy,
+    },
+    smtp::Place,
+    store::{
+        Admission, AttachmentRow, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, StoreError,
+        UnknownRule, Words,
+    },
+};
+
+/// One delivery's request with everything that was made of it.
+pub(super) struct Message<'a> {
+    pub(super) envelope: &'a Envelope,
+    gone: &'a CancellationToken,
+    pub(super) request: &'a EmailRequest,
+    pub(super) rendering: &'a Rendering,
+    pub(super) published_at: DateTime<Utc>,
+    recipients: Vec<Recipient>,
+    /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
+    identities: Vec<Identity>,
+    unknown: UnknownRule,
+}
+
+#[derive(Clone, Copy)]
+struct Identity {
+    id: Uuid,
+    token: Uuid,
+    hash: [u8; 32],
+}
+
+impl<'a> Message<'a> {
+    pub(super) fn new(
+        pipeline: &Pipeline,
+        delivery: &'a Delivery,
+        request: &'a EmailRequest,
+        published_at: DateTime<Utc>,
+        rendering: &'a Rendering,
+    ) -> Self {
+        let envelope = &delivery.envelope;
+        let mut recipients = request.recipients.clone();
+        for address in rendering.manifest().map(|m| m.always_to.as_slice()).unwrap_or_default() {
+            let one = Recipient { address: Ok(address.clone()), display_name: None };
+            if !recipients.iter().any(|known| known.key() == one.key()) {
+                recipients.push(one);
+            }
+        }
+        let identities = recipients
+            .iter()
+            .map(|r| Identity {
+                id: Uuid::now_v7(),
+                token: Uuid::new_v4(),
+                hash: pipeline.store.address_hash(&r.key()),
+            })
+            .collect();
+        let unknown = pipeline.unknown_rule(envelope.lane, rendering.manifest());
+        Self { envelope, gone: &delivery.gone, request, rendering, published_at, recipients, identities, unknown }
+    }
+
+    pub(super) fn recipient(&self, index: usize) -> &Recipient {
+        &self.recipients[index]
+    }
+
+    pub(super) const fn copy_no(&self) -> i32 {
+        self.envelope.copy_no
+    }
+
+    pub(super) const fn lane(&self) -> Lane {
+        self.envelope.lane
+    }
+
+    pub(super) const fn unknown(&self) -> UnknownRule {
+        self.unknown
+    }
+
+    /// When the mail's age begins to count.
+    pub(super) fn age_since(&self) -> DateTime<Utc> {
+        self.request.not_before.map_or(self.published_at, |at| at.max(self.published_at))
+    }
+
+    /// Whether this recipient could be sent to right now, as far as the request alone tells.
+    fn is_sendable(&self, index: usize, now: DateTime<Utc>) -> bool {
+        self.rendering.words.is_ok()
+            && self.recipients[index].address.is_ok()
+            && self.request.not_before.is_none_or(|at| at <= now)
+            && self.request.expires_at.is_none_or(|at| at > now)
+    }
+
+    fn first_sendable(&self, now: DateTime<Utc>) -> Option<usize> {
+        (0..self.recipients.len()).find(|&index| self.is_sendable(index, now))
+    }
+
+    fn initial(&self, index: usize, claimed: Option<usize>, now: DateTime<Utc>) -> Initial {
+        if let Err(bad) = &self.recipients[index].address {
+            return Initial::Fail(Reason::BadAddress, bad.error.to_string());
+        }
+        if let Err((reason, error)) = &self.rendering.words {
+            return Initial::Fail(*reason, error.clone());
+        }
+        if self.request.expires_at.is_some_and(|at| at <= now) {
+            return Initial::Expired;
+        }
+        match self.request.not_before {
+            Some(at) if at > now => Initial::NotBefore(at),
+            _ if claimed == Some(index) => Initial::Claim(self.identities[index].token),
+            _ => Initial::Wait,
+        }
+    }
+
+    fn claim_request(
+        &self,
+        indexes: impl Iterator<Item = usize>,
+        claimed: Option<usize>,
+        domain: &str,
+        now: DateTime<Utc>,
+        is_known: bool,
+    ) -> Arc<ClaimRequest> {
+        let words: Option<Arc<Words>> = self.rendering.words.as_ref().ok().cloned();
+        let recipients = indexes
+            .map(|index| {
+                let Identity { id, hash, .. } = self.identities[index];
+                let recipient = &self.recipients[index];
+                RecipientClaim {
+                    id,
+                    recipient_hash: hash,
+                    email: recipient.shown().to_owned(),
+                    name: recipient.display_name.clone(),
+                    message_id: format!("<{id}@{domain}>"),
+                    words: words.clone(),
+                    initial: self.initial(index, claimed, now),
+                }
+            })
+            .collect();
+        let request = self.request;
+        Arc::new(ClaimRequest {
+            facts: RequestFacts {
+                id: request.id,
+                payload_hash: request.payload_hash,
+                source: request.source.clone(),
+                template_key: request.template_key.clone(),
+                template_version: self.rendering.version().or(request.template_version),
+                priority: request.priority.number(),
+                lane: self.lane(),
+                locale: request.locale.clone(),
+                reply_to: request.reply_to.as_ref().map(|a| a.as_str().to_owned()),
+                variables: serde_json::Value::Object(request.variables.clone()),
+                metadata: serde_json::to_value(&request.metadata).unwrap_or_default(),
+                published_at: self.published_at,
+                not_before: request.not_before,
+                expires_at: request.expires_at,
+                generation: self.envelope.generation,
+                copy_no: self.envelope.copy_no,
+            },
+            marketing: self.rendering.manifest().is_some_and(|m| m.kind == TemplateKind::Marketing),
+            recipients,
+            attachments: if self.rendering.words.is_ok() { attachment_rows(request) } else { Vec::new() },
+            unknown: self.unknown,
+            is_known,
+        })
+    }
+}
+
+impl Pipeline {
+    /// Stores the attachments' bytes, so that no mail is on its way whose attachment the audit does not have.
+    pub(super) async fn keep_attachments(&self, message: &Message<'_>) -> Result<(), Settlement> {
+        if message.rendering.words.is_err() {
+            return Ok(());
+        }
+        for attachment in &message.request.attachments {
+            if let AttachmentContent::Inline { bytes, sha256 } = &attachment.content {
+                self.patiently(|| self.store.keep_attachment(message.lane(), sha256, bytes))
+                    .await
+                    .ok_or(Settlement::HandBack)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes or finds all rows, and claims the first recipient that can be sent to. The error is how it ends here.
+    pub(super) async fn admit_all(&self, message: &Message<'_>) -> Result<(Vec<Standing>, Option<Place>), Settlement> {
+        let place = match message.first_sendable(Utc::now()) {
+            None => None,
+            Some(_) => match self.place(message).await {
+                Some(place) => Some(place),
+                None => return Err(Settlement::HandBack),
+            },
+        };
+        // Waiting for a place may have taken until past the expiry.
+        let now = Utc::now();
+        let claimed = place.as_ref().and_then(|_| message.first_sendable(now));
+        let is_known = message.envelope.copy_no > 0 || message.envelope.generation > 0;
+        let everybody = 0..message.recipients.len();
+        let asked = message.claim_request(everybody, claimed, &self.mail.message_id_domain, now, is_known);
+        match self.claim(&asked).await {
+            Some(Ok(Admission::Known(standings))) => Ok((standings, place)),
+            Some(Ok(Admission::OldCopy)) => Err(Settlement::Ack("duplicate")),
+            Some(Ok(Admission::Conflict { stored })) => {
+                let error = format!(
+                    "request_id was used before with another payload: first {stored}, now {}",
+                    message.request.payload_hash
+                );
+                Err(Settlement::unreadable(Reason::IdempotencyConflict, error).about(message.request))
+            }
+            Some(Err(refused)) => {
+                let error = format!("cannot be recorded: {refused}");
+                Err(Settlement::unreadable(Reason::Malformed, error).about(message.request))
+            }
+            None => Err(Settlement::HandBack),
+        }
+    }
+
+    /// Claims one more recipient. Nothing: the daemon stops.
+    pub(super) async fn admit_one(&self, message: &Message<'_>, index: usize) -> Option<(Standing, Option<Place>)> {
+        let place = self.place(message).await?;
+        let now = Utc::now();
+        let asked = message.claim_request(index..=index, Some(index), &self.mail.message_id_domain, now, true);
+        match self.claim(&asked).await? {
+            Ok(Admission::Known(mut standings)) => Some((standings.pop()?, Some(place))),
+            // The request was ours a moment ago; whatever this is, a redelivery will see it whole.
+            Ok(Admission::OldCopy | Admission::Conflict { .. }) | Err(_) => None,
+        }
+    }
+
+    /// A place on a connection; nothing when the daemon stops first, or the delivery is somebody else's by now.
+    pub(super) async fn place(&self, message: &Message<'_>) -> Option<Place> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            () = message.gone.cancelled() => None,
+            place = self.relays.place(message.lane()) => Some(place),
+        }
+    }
+
+    /// Asks the store for a claim for as long as it is away. The error is one of the data; nothing: the daemon stops.
+    async fn claim(&self, request: &Arc<ClaimRequest>) -> Option<Result<Admission, StoreError>> {
+        loop {
+            if !self.store.lease_is_good() {
+                // Somebody else may think us gone: prove otherwise before touching anything.
+                self.patiently(|| self.store.renew_lease()).await?;
+            }
+            match self.store.claim(request).await {
+                Ok(admission) => return Some(Ok(admission)),
+                Err(error) if error.is_away() => self.wait_for_store(&error).await?,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// Repeats a call to the store for as long as it is away. Nothing: the daemon stops, or the call will never work.
+    pub(super) async fn patiently<T, F, Fut>(&self, call: F) -> Option<T>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<T, StoreError>>,
+    {
+        loop {
+            match call().await {
+                Ok(value) => return Some(value),
+                Err(error) if error.is_away() => self.wait_for_store(&error).await?,
+                Err(StoreError::Repeat(_)) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the store refuses");
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn wait_for_store(&self, error: &StoreError) -> Option<()> {
+        self.store.note_away(error);
+        tokio::select! {
+            () = self.stop.cancelled() => None,
+            () = self.store.wait_until_back() => Some(()),
+        }
+    }
+
+    fn unknown_rule(&self, lane: Lane, manifest: Option<&Manifest>) -> UnknownRule {
+        let wait = match lane {
+            // An alert that arrives twice is better than one that arrives a minute late.
+            Lane::Fast => Duration::ZERO,
+            Lane::Standard | Lane::Bulk if self.has_feedback => self.rules.unknown_wait,
+            // Nobody could tell us anything.
+            Lane::Standard | Lane::Bulk => Duration::ZERO,
+        };
+        UnknownRule { policy: manifest.map_or(UnknownPolicy::Hold, |m| m.unknown_policy), wait }
+    }
+}
+
+fn attachment_rows(request: &EmailRequest) -> Vec<AttachmentRow> {
+    request
+        .attachments
+        .iter()
+        .map(|a| {
+            let (size_bytes, sha256) = match &a.content {
+                AttachmentContent::Inline { bytes, sha256 } => (bytes.len() as u64, *sha256),
+                AttachmentContent::Reference { size_bytes, sha256, .. } => (*size_bytes, *sha256),
+            };
+            AttachmentRow {
+                file_name: a.file_name.clone(),
+                content_type: a.content_type.clone(),
+                content_id: a.content_id.clone(),
+                size_bytes: i32::try_from(size_bytes).unwrap_or(i32::MAX),
+                sha256,
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,229 @@
+//! Stage 5: one claimed mail to one recipient, and its outcome committed.
+//!
+//! Invariant: from the first SMTP byte to the committed outcome nothing here is cancelled; a shutdown waits for it.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+
+use super::{Fate, Pipeline, admit::Message};
+use crate::{
+    email::{AttachmentContent, EmailAddress, Outcome, Phase, Reason, Reply, SendReport, Status},
+    mime,
+    retry::{self, Verdict},
+    smtp::{OutgoingMail, Place, classify},
+    store::{Claim, Finish, NewStatus, OutcomeRow, Words},
+};
+
+/// Connections that may turn out dead before MAIL was accepted, until the mail is put off instead.
+const STALE_CONNECTIONS_MAX: u32 = 3;
+/// Beyond this a message is built on a thread that may block.
+const BUILD_INLINE_BYTES_MAX: usize = 256 * 1024;
+/// Kept of an error's words.
+const ERROR_CHARS_MAX: usize = 1000;
+
+/// What one try found out.
+struct Tried {
+    outcome: Outcome,
+    relay: String,
+    ended_at: DateTime<Utc>,
+}
+
+impl Pipeline {
+    pub(super) async fn deliver(&self, message: &Message<'_>, index: usize, claim: Claim, place: Place) -> Fate {
+        let lane = message.lane();
+        let tried = match self.build(message, index, &claim).await {
+            Ok((to, bytes)) => self.send(message, &to, &bytes, place).await,
+            Err(error) => Tried {
+                outcome: Outcome::Rejected { phase: Phase::Mail, reply: None, error },
+                relay: String::new(),
+                ended_at: Utc::now(),
+            },
+        };
+        let verdict = self.decide(message, &claim, &tried);
+        let latency = (tried.ended_at - message.published_at).to_std().unwrap_or_default();
+        let row = outcome_row(&claim, &tried, &verdict, latency);
+        let error = row.error.clone().unwrap_or_default();
+        let finish = loop {
+            match self.store.finish(lane, row.clone()).await {
+                Ok(finish) => break finish,
+                // The relay has been spoken to: giving up now would make the outcome unknown. Shutdown's grace bounds this.
+                Err(error) => {
+                    self.store.note_away(&error);
+                    self.store.wait_until_back().await;
+                }
+            }
+        };
+        self.tell(message, &tried, &verdict, latency);
+        if finish == Finish::LeaseLost {
+            tracing::warn!(message.id = %claim.id, "the lease ran out while sending; whoever took the row over decides");
+            return Fate::Wait(Duration::ZERO);
+        }
+        let attempts = claim.attempts + i32::from(row.counted);
+        let dead = |reason| Fate::Dead {
+            recipient: message.recipient(index).shown().to_owned(),
+            reason,
+            error: error.clone(),
+            attempts,
+        };
+        match verdict {
+            Verdict::Sent => Fate::Over(Status::Sent),
+            Verdict::Retry { due_in, .. } | Verdict::Unknown { due_in } => Fate::Retry(due_in),
+            Verdict::Held => dead(Reason::OutcomeUnknown),
+            Verdict::Failed { reason, .. } => dead(reason),
+        }
+    }
+
+    async fn send(&self, message: &Message<'_>, to: &EmailAddress, bytes: &[u8], place: Place) -> Tried {
+        let mail = OutgoingMail { from: &self.mail.from, to, message: bytes };
+        let mut place = place;
+        let mut stale = 0;
+        loop {
+            let relay = place.relay_name().to_owned();
+            let report = place.send(&mail).await;
+            let ended_at = Utc::now();
+            let nothing_happened = matches!(report, SendReport::Broken { phase: Phase::Mail, .. });
+            if nothing_happened && stale < STALE_CONNECTIONS_MAX {
+                // An idle connection that the relay had closed meanwhile. Nothing can have been accepted.
+                stale += 1;
+                if let Some(other) = self.place(message).await {
+                    place = other;
+                    continue;
+                }
+            }
+            return Tried { outcome: classify(&report), relay, ended_at };
+        }
+    }
+
+    /// The message's bytes, for this recipient.
+    async fn build(
+        &self,
+        message: &Message<'_>,
+        index: usize,
+        claim: &Claim,
+    ) -> Result<(EmailAddress, Arc<[u8]>), String> {
+        let recipient = message.recipient(index);
+        let to = recipient.address.clone().map_err(|bad| bad.error.to_string())?;
+        let fresh = message.rendering.words.as_ref().ok().map(Arc::as_ref);
+        // What an earlier try said is said again, whatever has become of the template since.
+        let words: &Words = claim.words.as_ref().or(fresh).ok_or("there is nothing to send")?;
+        let request = message.request;
+        let files: Vec<mime::FilePart<'_>> = request
+            .attachments
+            .iter()
+            .filter_map(|a| match &a.content {
+                AttachmentContent::Inline { bytes, .. } => Some(mime::FilePart {
+                    file_name: &a.file_name,
+                    content_type: &a.content_type,
+                    bytes,
+                    content_id: a.content_id.as_deref(),
+                }),
+                AttachmentContent::Reference { .. } => None,
+            })
+            .collect();
+        let size: usize = files.iter().map(|a| a.bytes.len()).sum();
+        let parts = mime::MessageParts {
+            from: &self.mail.from,
+            from_name: self.mail.from_name.as_deref(),
+            to: &to,
+            to_name: recipient.display_name.as_deref(),
+            reply_to: request.reply_to.as_ref().or(self.mail.reply_to.as_ref()),
+            subject: &words.subject,
+            html: &words.html,
+            text: &words.text,
+            files: &files,
+            message_id: claim.message_id.trim_matches(['<', '>']),
+            date: Utc::now(),
+            row_id: claim.id,
+            attempt: claim.attempts + 1,
+            request_id: request.id,
+            template_key: &request.template_key,
+            template_version: message.rendering.version().unwrap_or(0),
+            lane: message.lane(),
+            auto_submitted: true,
+            extra: &[],
+        };
+        let built = if size > BUILD_INLINE_BYTES_MAX {
+            tokio::task::block_in_place(|| mime::build(&parts))
+        } else {
+            mime::build(&parts)
+        };
+        built.map(|bytes| (to.clone(), bytes.into())).map_err(|error| format!("the message cannot be built: {error}"))
+    }
+
+    fn decide(&self, message: &Message<'_>, claim: &Claim, tried: &Tried) -> Verdict {
+        let lane = message.lane();
+        let manifest = message.rendering.manifest();
+        let unknown = message.unknown();
+        let rules = retry::Rules {
+            tries: manifest.map_or(self.rules.tries_default, |m| m.tries),
+            ladder: self.topology.ladder(lane),
+            age_max: *self.rules.age_max.get(lane),
+            unknown_policy: unknown.policy,
+            unknown_wait: unknown.wait,
+        };
+        let age = (tried.ended_at - message.age_since()).to_std().unwrap_or_default();
+        let facts = retry::Tried { attempts: claim.attempts, deferrals: claim.deferrals, age };
+        retry::decide(&tried.outcome, facts, &rules)
+    }
+
+    fn tell(&self, message: &Message<'_>, tried: &Tried, verdict: &Verdict, latency: Duration) {
+        let lane = message.lane();
+        let template = message.rendering.label();
+        let outcome = tried.outcome.name();
+        self.metrics.outcome(lane, template, outcome);
+        let reply_code = reply_of(&tried.outcome).map(|reply| reply.code);
+        let latency_ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
+        match verdict {
+            Verdict::Sent => {
+                self.metrics.sent(lane, template, latency);
+                let deadline = message.rendering.manifest().map(|m| m.deadline);
+                if deadline.is_some_and(|deadline| latency > deadline) && message.request.not_before.is_none() {
+                    self.metrics.deadline_missed(lane, template);
+                }
+                tracing::info!(outcome, smtp.code = reply_code, latency_ms, relay = tried.relay, "sent");
+            }
+            Verdict::Retry { due_in, .. } | Verdict::Unknown { due_in } => {
+                let due_in_s = due_in.as_secs_f64();
+                tracing::warn!(outcome, smtp.code = reply_code, due_in_s, relay = tried.relay, "to be tried again");
+            }
+            Verdict::Held | Verdict::Failed { .. } => {
+                tracing::warn!(outcome, smtp.code = reply_code, relay = tried.relay, "failed");
+            }
+        }
+    }
+}
+
+const fn reply_of(outcome: &Outcome) -> Option<&Reply> {
+    match outcome {
+        Outcome::Sent { reply } => Some(reply),
+        Outcome::Deferred { reply, .. } | Outcome::Rejected { reply, .. } => reply.as_ref(),
+        Outcome::Unknown { .. } => None,
+    }
+}
+
+fn outcome_row(claim: &Claim, tried: &Tried, verdict: &Verdict, latency: Duration) -> OutcomeRow {
+    let (phase, error) = match &tried.outcome {
+        Outcome::Sent { .. } => (Some(Phase::FinalDot), None),
+        Outcome::Deferred { phase, error, .. } | Outcome::Rejected { phase, error, .. } => (Some(*phase), Some(error)),
+        Outcome::Unknown { error } => (Some(Phase::FinalDot), Some(error)),
+    };
+    let (status, counted) = match verdict {
+        Verdict::Sent => (NewStatus::Sent { at: tried.ended_at, latency }, true),
+        Verdict::Retry { due_in, counted } => (NewStatus::Queued { due_in: *due_in }, *counted),
+        Verdict::Unknown { due_in } => (NewStatus::Unknown { due_in: *due_in }, true),
+        Verdict::Held => (NewStatus::Held, true),
+        Verdict::Failed { reason, counted } => (NewStatus::Failed { reason: *reason }, *counted),
+    };
+    OutcomeRow {
+        id: claim.id,
+        token: claim.token,
+        status,
+        counted,
+        kind: tried.outcome.name(),
+        relay: tried.relay.clone(),
+        phase,
+        reply: reply_of(&tried.outcome).cloned(),
+        error: error.map(|words| words.chars().filter(|c| *c != '\0').take(ERROR_CHARS_MAX).collect()),
+    }
+}

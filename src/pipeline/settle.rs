@@ -1,0 +1,458 @@
+//! Stage 6: the delivery leaves the queue, one way or another.
+//!
+//! Invariant: a copy or a dead letter is confirmed by the broker before the original is acknowledged. What cannot be
+//! settled is dropped unacknowledged, and comes back.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use lapin::types::AMQPValue;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio_retry::strategy::{ExponentialBackoff, jitter};
+use uuid::Uuid;
+
+use super::{Fate, Pipeline};
+use crate::{
+    broker::{
+        Delivery, Outgoing,
+        delivery::{COPY, CRASHES, GENERATION, PUBLISHED_AT},
+        topology,
+    },
+    email::{EmailRequest, Lane, Reason, Status},
+};
+
+/// Longest pause between two tries to publish.
+const PUBLISH_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// A header holds no more than this of an error or a history: the whole of the headers must fit one AMQP frame.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+
+/// Headers of a dead letter.
+pub mod dead_letter_headers {
+    /// Which of [`crate::email::Reason`].
+    pub const REASON: &str = "x-reason";
+    /// For people.
+    pub const ERROR: &str = "x-error";
+    /// SMTP attempts that counted, at most of any recipient.
+    pub const ATTEMPTS: &str = "x-attempts";
+    /// When it was published, milliseconds.
+    pub const FIRST_AT: &str = "x-first-at-ms";
+    /// When it failed, milliseconds.
+    pub const LAST_AT: &str = "x-last-at-ms";
+    /// Where it travelled.
+    pub const LANE: &str = "x-lane";
+    /// The same for the same failure, however often it is published.
+    pub const SETTLEMENT_ID: &str = "x-settlement-id";
+    /// If the bytes told.
+    pub const REQUEST_ID: &str = "x-request-id";
+    /// Who asked.
+    pub const SOURCE: &str = "x-source";
+    /// Which template.
+    pub const TEMPLATE: &str = "x-template";
+    /// JSON: the recipients that failed or are held, and why.
+    pub const RECIPIENTS: &str = "x-recipients";
+    /// JSON: every try, in order.
+    pub const HISTORY: &str = "x-history";
+}
+
+/// How a delivery leaves its queue.
+#[derive(Debug)]
+pub enum Settlement {
+    /// Acknowledged; the word says why, for logs and metrics.
+    Ack(&'static str),
+    /// Back to the queue: the daemon stops.
+    HandBack,
+    /// To the lane that its priority asks for.
+    Reroute(Lane),
+    /// A copy waits, and comes back.
+    Delayed(Delay),
+    /// A copy waits a little, because a stage panicked.
+    AfterCrash {
+        /// How often so far.
+        crashes: i32,
+    },
+    /// A dead letter.
+    Dead(Box<Letter>),
+}
+
+/// A copy that waits.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Delay {
+    due_in: Duration,
+    request_id: Uuid,
+    copy_no: i32,
+    /// A new retry was decided: once the copy is confirmed, older ones are duplicates.
+    supersedes: bool,
+}
+
+/// What a dead letter says.
+#[derive(Debug)]
+pub struct Letter {
+    reason: Reason,
+    error: String,
+    attempts: i32,
+    about: Option<About>,
+    /// Its rows wait to hear that the letter is confirmed.
+    has_rows: bool,
+    recipients: serde_json::Value,
+}
+
+#[derive(Debug)]
+struct About {
+    id: Uuid,
+    payload_hash: [u8; 32],
+    source: String,
+    template_key: String,
+}
+
+impl About {
+    fn of(request: &EmailRequest) -> Self {
+        Self {
+            id: request.id,
+            payload_hash: request.payload_hash.0,
+            source: request.source.clone(),
+            template_key: request.template_key.clone(),
+        }
+    }
+}
+
+impl Settlement {
+    /// A dead letter that has no rows: it is itself the record.
+    pub(super) fn unreadable(reason: Reason, error: String) -> Self {
+        let recipients = serde_json::Value::Array(Vec::new());
+        Self::Dead(Box::new(Letter { reason, error, attempts: 0, about: None, has_rows: false, recipients }))
+    }
+
+    /// Names the request in a dead letter.
+    pub(super) fn about(mut self, request: &EmailRequest) -> Self {
+        if let Self::Dead(letter) = &mut self {
+            letter.about = Some(About::of(request));
+        }
+        self
+    }
+
+    /// What the recipients' fates come to: while any is pending, a copy waits; then one dead letter; else an ack.
+    pub(super) fn of(fates: &[Fate], copy_no: i32, request: &EmailRequest) -> Self {
+        if fates.contains(&Fate::HandBack) {
+            return Self::HandBack;
+        }
+        let pending = fates.iter().filter_map(|fate| match fate {
+            Fate::Retry(due_in) => Some((*due_in, true)),
+            Fate::Wait(due_in) => Some((*due_in, false)),
+            Fate::Over(_) | Fate::Duplicate | Fate::Dead { .. } | Fate::HandBack => None,
+        });
+        let supersedes = pending.clone().any(|(_, new)| new);
+        if let Some(due_in) = pending.map(|(due_in, _)| due_in).min() {
+            let copy_no = copy_no + i32::from(supersedes);
+            return Self::Delayed(Delay { due_in, request_id: request.id, copy_no, supersedes });
+        }
+        let mut dead = fates.iter().filter_map(|fate| match fate {
+            Fate::Dead { recipient, reason, error, attempts } => Some((recipient, *reason, error, *attempts)),
+            Fate::Over(_) | Fate::Duplicate | Fate::Retry(_) | Fate::Wait(_) | Fate::HandBack => None,
+        });
+        let Some((_, reason, error, attempts)) = dead.clone().max_by_key(|(_, reason, ..)| weight(*reason)) else {
+            return Self::Ack(label(fates));
+        };
+        let recipients = dead
+            .by_ref()
+            .map(|(address, reason, error, attempts)| {
+                json!({"address": address, "reason": reason.name(), "error": error, "attempts": attempts})
+            })
+            .collect();
+        Self::Dead(Box::new(Letter {
+            reason,
+            error: error.clone(),
+            attempts,
+            about: Some(About::of(request)),
+            has_rows: true,
+            recipients,
+        }))
+    }
+}
+
+/// Which reason a letter about several recipients is filed under: what may have been delivered asks for most care.
+const fn weight(reason: Reason) -> u8 {
+    match reason {
+        Reason::OutcomeUnknown => 2,
+        Reason::BadAddress => 0,
+        _ => 1,
+    }
+}
+
+fn label(fates: &[Fate]) -> &'static str {
+    let has = |status| fates.contains(&Fate::Over(status));
+    if has(Status::Sent) {
+        "sent"
+    } else if has(Status::Suppressed) {
+        "suppressed"
+    } else if has(Status::Expired) {
+        "expired"
+    } else if has(Status::RateLimited) {
+        "rate_limited"
+    } else {
+        "duplicate"
+    }
+}
+
+impl Pipeline {
+    pub(super) async fn settle(&self, delivery: Delivery, settlement: Settlement) {
+        let lane = delivery.envelope.lane;
+        let is_ready_to_ack = match &settlement {
+            Settlement::Ack(label) => {
+                self.metrics.settled(lane, label);
+                tracing::debug!(settlement = label, "acknowledged");
+                true
+            }
+            Settlement::HandBack => {
+                self.metrics.settled(lane, "handed_back");
+                if let Err(error) = delivery.requeue().await {
+                    tracing::debug!(%error, "could not hand the message back");
+                }
+                return;
+            }
+            Settlement::Reroute(target) => {
+                self.metrics.settled(lane, "rerouted");
+                let outgoing = self.copy(&delivery, topology::lane_queue(*target), &[]);
+                self.publish_patiently(lane, &outgoing).await
+            }
+            Settlement::Delayed(delay) => {
+                self.metrics.settled(lane, "delayed");
+                self.delay(&delivery, delay).await
+            }
+            Settlement::AfterCrash { crashes } => {
+                self.metrics.settled(lane, "crashed");
+                let rung = self.topology.rung(lane, Duration::ZERO);
+                let extra = [(CRASHES, AMQPValue::LongInt(*crashes))];
+                let outgoing = self.copy(&delivery, topology::retry_queue(lane, rung), &extra);
+                self.publish_patiently(lane, &outgoing).await
+            }
+            Settlement::Dead(letter) => {
+                self.metrics.settled(lane, "dead_lettered");
+                self.metrics.dead(lane, letter.reason.name());
+                tracing::warn!(reason = letter.reason.name(), "dead-lettered");
+                self.bury(&delivery, letter).await
+            }
+        };
+        if !is_ready_to_ack {
+            // Dropped unacknowledged: the broker delivers it again, to a daemon that can settle it.
+            return;
+        }
+        if let Err(error) = delivery.ack().await {
+            tracing::info!(%error, "not acknowledged; the redelivery will be recognised");
+        }
+    }
+
+    async fn delay(&self, delivery: &Delivery, delay: &Delay) -> bool {
+        let lane = delivery.envelope.lane;
+        let rung = self.topology.rung(lane, delay.due_in);
+        let extra = [(COPY, AMQPValue::LongInt(delay.copy_no))];
+        let outgoing = self.copy(delivery, topology::retry_queue(lane, rung), &extra);
+        if !self.publish_patiently(lane, &outgoing).await {
+            return false;
+        }
+        if !delay.supersedes {
+            return true;
+        }
+        self.patiently(|| self.store.settled_retry(lane, delay.request_id, delay.copy_no)).await.is_some()
+    }
+
+    async fn bury(&self, delivery: &Delivery, letter: &Letter) -> bool {
+        let lane = delivery.envelope.lane;
+        let extra = self.letter_headers(delivery, letter).await;
+        let borrowed: Vec<(&str, AMQPValue)> = extra.iter().map(|(name, value)| (*name, value.clone())).collect();
+        let mut outgoing = self.copy(delivery, String::new(), &borrowed);
+        outgoing.exchange = topology::DEAD.to_owned();
+        outgoing.routing_key.clone_from(&delivery.envelope.routing_key);
+        if !self.publish_patiently(lane, &outgoing).await {
+            return false;
+        }
+        match &letter.about {
+            Some(about) if letter.has_rows => {
+                self.patiently(|| self.store.settled_dead(lane, about.id)).await.is_some()
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    async fn letter_headers(&self, delivery: &Delivery, letter: &Letter) -> Vec<(&'static str, AMQPValue)> {
+        use dead_letter_headers as h;
+        let text = |value: &str| AMQPValue::LongString(cut(value).into());
+        let envelope = &delivery.envelope;
+        let now = Utc::now();
+        let first_at = envelope.published_at.unwrap_or(now);
+        let mut headers = vec![
+            (h::REASON, text(letter.reason.name())),
+            (h::ERROR, text(&letter.error)),
+            (h::ATTEMPTS, AMQPValue::LongInt(letter.attempts)),
+            (h::FIRST_AT, AMQPValue::LongLongInt(first_at.timestamp_millis())),
+            (h::LAST_AT, AMQPValue::LongLongInt(now.timestamp_millis())),
+            (h::LANE, text(envelope.lane.name())),
+            (h::SETTLEMENT_ID, text(&settlement_id(delivery, letter).to_string())),
+            (h::RECIPIENTS, text(&letter.recipients.to_string())),
+            (GENERATION, AMQPValue::LongInt(envelope.generation)),
+        ];
+        if let Some(about) = &letter.about {
+            headers.push((h::REQUEST_ID, text(&about.id.to_string())));
+            headers.push((h::SOURCE, text(&about.source)));
+            headers.push((h::TEMPLATE, text(&about.template_key)));
+            if letter.has_rows {
+                headers.push((h::HISTORY, text(&self.history(about.id).await)));
+            }
+        }
+        headers
+    }
+
+    /// Every try of every recipient, in order. Without a database the letter goes without it.
+    async fn history(&self, request_id: Uuid) -> String {
+        let lines = self.store.timeline(request_id).await.unwrap_or_default();
+        let mut lines: Vec<_> = lines
+            .into_iter()
+            .map(|line| {
+                json!({
+                    "message_id": line.message_id, "at": line.at, "kind": line.kind, "attempt": line.attempt,
+                    "relay": line.relay, "phase": line.phase, "code": line.reply_code, "error": line.error,
+                })
+            })
+            .collect();
+        // The latest tries are the telling ones.
+        while serde_json::Value::Array(lines.clone()).to_string().len() > HEADER_BYTES_MAX && !lines.is_empty() {
+            lines.remove(0);
+        }
+        serde_json::Value::Array(lines).to_string()
+    }
+
+    fn copy(&self, delivery: &Delivery, queue: String, extra: &[(&str, AMQPValue)]) -> Outgoing {
+        let mut extra = extra.to_vec();
+        if delivery.envelope.published_at.is_none() {
+            // First seen now: later copies must not look younger.
+            extra.push((PUBLISHED_AT, AMQPValue::LongLongInt(Utc::now().timestamp_millis())));
+        }
+        Outgoing {
+            exchange: String::new(),
+            routing_key: queue,
+            properties: delivery.original.copy_properties(&extra),
+            body: delivery.body.clone(),
+        }
+    }
+
+    /// Publishes for as long as it takes. False: the daemon stops first.
+    async fn publish_patiently(&self, lane: Lane, outgoing: &Outgoing) -> bool {
+        let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(PUBLISH_PAUSE_MAX).map(jitter);
+        loop {
+            let published = tokio::select! {
+                published = self.publishers.get(lane).publish(outgoing) => published,
+                // A publish that has begun is finished if the broker is there; a broker that is away is not waited for.
+                () = self.stopped_for(Duration::from_secs(5)) => return false,
+            };
+            let Err(error) = published else { return true };
+            tracing::warn!(%error, to = outgoing.routing_key, "could not publish; trying again");
+            if error.is_missing_object() {
+                // Somebody has deleted the queue; no consumer of ours notices when it is one where mails only wait.
+                tokio::select! {
+                    () = self.stop.cancelled() => return false,
+                    restored = self.publishers.get(lane).restore(&self.topology) => {
+                        if let Err(error) = restored {
+                            tracing::error!(%error, "a queue is gone and could not be declared again");
+                        }
+                    }
+                }
+            }
+            let pause = pauses.next().unwrap_or(PUBLISH_PAUSE_MAX);
+            tokio::select! { () = self.stop.cancelled() => return false, () = tokio::time::sleep(pause) => {} }
+        }
+    }
+
+    async fn stopped_for(&self, long: Duration) {
+        self.stop.cancelled().await;
+        tokio::time::sleep(long).await;
+    }
+}
+
+/// One failure has one id: request, payload and generation; for what is no request, the bytes and headers.
+fn settlement_id(delivery: &Delivery, letter: &Letter) -> Uuid {
+    let mut hash = Sha256::new();
+    if let Some(about) = &letter.about {
+        hash.update(about.id.as_bytes());
+        hash.update(about.payload_hash);
+        hash.update(delivery.envelope.generation.to_be_bytes());
+    } else {
+        hash.update(&delivery.body);
+        for (name, value) in delivery.original.headers_as_text() {
+            hash.update(name);
+            hash.update(value);
+        }
+    }
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &hash.finalize())
+}
+
+fn cut(text: &str) -> String {
+    let mut end = text.len().min(HEADER_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+    const LATER: Duration = Duration::from_secs(300);
+
+    fn request() -> EmailRequest {
+        EmailRequest {
+            id: Uuid::nil(),
+            payload_hash: crate::email::PayloadHash([0; 32]),
+            source: "billing".into(),
+            template_key: "t".into(),
+            template_version: None,
+            recipients: Vec::new(),
+            variables: serde_json::Map::new(),
+            attachments: Vec::new(),
+            priority: crate::email::Priority::P2,
+            locale: None,
+            reply_to: None,
+            not_before: None,
+            expires_at: None,
+            metadata: std::collections::BTreeMap::new(),
+        }
+    }
+
+    fn dead(reason: Reason) -> Fate {
+        Fate::Dead { recipient: "a@example.bj".into(), reason, error: "words".into(), attempts: 1 }
+    }
+
+    #[test]
+    fn while_anybody_is_pending_one_copy_waits_until_the_earliest_is_due() {
+        let fates = [Fate::Over(Status::Sent), Fate::Retry(LATER), dead(Reason::Rejected), Fate::Wait(SOON)];
+        let Settlement::Delayed(delay) = Settlement::of(&fates, 4, &request()) else { panic!("not delayed") };
+        assert_eq!(delay, Delay { due_in: SOON, request_id: Uuid::nil(), copy_no: 5, supersedes: true });
+    }
+
+    #[test]
+    fn a_copy_that_came_early_waits_again_under_its_own_number() {
+        let Settlement::Delayed(delay) = Settlement::of(&[Fate::Wait(SOON)], 4, &request()) else {
+            panic!("not delayed")
+        };
+        assert_eq!((delay.copy_no, delay.supersedes), (4, false));
+    }
+
+    #[test]
+    fn when_nobody_is_pending_one_letter_names_all_that_failed() {
+        let fates = [dead(Reason::BadAddress), Fate::Over(Status::Sent), dead(Reason::OutcomeUnknown)];
+        let Settlement::Dead(letter) = Settlement::of(&fates, 0, &request()) else { panic!("not dead") };
+        assert_eq!(letter.reason, Reason::OutcomeUnknown);
+        assert_eq!(letter.recipients.as_array().map(Vec::len), Some(2));
+        assert!(letter.has_rows);
+    }
+
+    #[test]
+    fn what_is_over_is_acknowledged_and_a_stop_hands_everything_back() {
+        let over = [Fate::Duplicate, Fate::Over(Status::Sent)];
+        assert!(matches!(Settlement::of(&over, 0, &request()), Settlement::Ack("sent")));
+        assert!(matches!(Settlement::of(&[Fate::Duplicate], 0, &request()), Settlement::Ack("duplicate")));
+        let stopped = [Fate::Over(Status::Sent), Fate::HandBack, Fate::Retry(SOON)];
+        assert!(matches!(Settlement::of(&stopped, 0, &request()), Settlement::HandBack));
+    }
+}

@@ -1,0 +1,36 @@
+//! Logs: one line a fact, for machines (JSON) or for people.
+//!
+//! Invariant: no address, no payload and no secret is ever a field or part of a message. Types that hold them print masked.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Starts logging to standard error. A second call in one process changes nothing.
+pub fn start(config: &LogConfig) {
+    // A filter that cannot be read must not silence the daemon.
+    let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match config.format {
+        LogFormat::Json => registry
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_span_list(false)
+                    .with_writer(std::io::stderr),
+            )
+            .try_init(),
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal();
+            registry
+                .with(
+                    tracing_subscriber::fmt::layer().with_target(false).with_ansi(colours).with_writer(std::io::stderr),
+                )
+                .try_init()
+        }
+    };
+    drop(started);
+}
