@@ -1,1 +1,51 @@
-//! Scenarios.
+//! Tests over real sockets. Files are named after what they promise, tests after what goes wrong.
+
+mod support;
+
+mod smtp_session;
+
+mod smtp_security;
+
+mod smtp_relays;
+
+mod broker_every_template;
+
+mod broker_original_requests;
+
+mod broker_poisonous_input;
+
+mod broker_deferred_mail;
+
+mod broker_several_recipients;
+
+mod broker_due_times;
+
+mod broker_duplicates;
+
+mod broker_incident_behind_a_flood;
+
+mod broker_priorities;
+
+mod broker_unrouted;
+
+mod broker_lost_queue;
+
+mod broker_lost_connection;
+
+mod broker_database_away;
+
+mod broker_relay_away;
+
+mod broker_stopped_daemon;
+
+mod broker_killed_daemon;
+
+mod broker_cut_link;
+
+mod broker_topology;
+
+mod admin_api;
+
+mod command_line;
+
+mod broker_readme_program;

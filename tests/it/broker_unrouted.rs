@@ -1,0 +1,22 @@
+//! What no binding matches is not dropped.
+
+use crate::support::{installation::Installation, requests::ticket};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_with_a_routing_key_that_nobody_binds_is_kept_and_told() {
+    let post = Installation::start().await;
+    let request = ticket("nowhere@example.bj");
+    post.broker.publish_to("support.urgent", &request).await;
+    let letter = post.database.wait_for_letters(1).await.remove(0);
+    assert_eq!(letter.reason, "unrouted");
+    assert_eq!(letter.routing_key.as_deref(), Some("support.urgent"));
+    let error = letter.error.expect("an error");
+    assert!(error.contains("email.requests") && error.contains("<source>.<p0|p1|p2|p3>"), "{error}");
+    // Whose it was and what it was about is read from the message itself.
+    assert_eq!(letter.request_id.map(|id| id.to_string()).as_deref(), Some(request.request_id.as_str()));
+    assert_eq!(letter.template_key.as_deref(), Some("support_ticket_created"));
+    assert_eq!(letter.source.as_deref(), Some("support"));
+    assert_eq!(letter.body, postrider::wire::to_protobuf(&request), "nothing of it is lost");
+    assert!(post.relay.log().mails.is_empty());
+    post.finish().await;
+}

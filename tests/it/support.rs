@@ -1,0 +1,64 @@
+//! What the tests stand on.
+
+#![expect(
+    unreachable_pub,
+    reason = "nothing is reachable from outside a test binary; `pub` says what is meant for the tests"
+)]
+
+/// A relay that misbehaves on command.
+pub mod relay;
+
+/// A virtual host of one's own on a real RabbitMQ.
+pub mod broker;
+
+/// A database of one's own on a real PostgreSQL.
+pub mod database;
+
+/// What the audit says.
+pub mod audit;
+
+/// The daemon in this process.
+pub mod daemon;
+
+/// The real binary: as a daemon that gets signals, and as a command line.
+pub mod process;
+
+/// Requests to publish.
+pub mod requests;
+
+/// Mails as a person's mail program reads them.
+pub mod mail;
+
+/// Broker, database, relay and daemon together: what most tests begin with.
+pub mod installation;
+
+/// A line to the broker that can be cut.
+pub mod proxy;
+
+/// Waiting for something to become true.
+pub mod wait;
+
+/// A variable that names a service.
+fn service(name: &str) -> String {
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set, so there is no service to test on: run ./deploy/dev test"))
+}
+
+/// A short name that no other test has.
+fn unique_name() -> String {
+    format!("it_{}", &uuid::Uuid::new_v4().simple().to_string()[..16])
+}
+
+/// Cleans up after a test, passed or failed, in the middle of whatever its runtime does.
+fn clean_up<F: Future<Output = ()> + Send>(work: impl FnOnce() -> F + Send) {
+    std::thread::scope(|scope| {
+        let cleaning = scope.spawn(|| {
+            if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                let patience = std::time::Duration::from_secs(20);
+                let _ = runtime.block_on(async { tokio::time::timeout(patience, work()).await });
+            }
+        });
+        // What is left behind harms no other test.
+        let _ = cleaning.join();
+    });
+}

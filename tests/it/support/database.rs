@@ -1,0 +1,109 @@
+use std::{path::Path, time::Duration};
+
+use postrider::{config::StoreConfig, store::Store};
+use secrecy::SecretString;
+use sha2::{Digest, Sha256};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, postgres::PgPoolOptions};
+use tokio::sync::OnceCell;
+use url::Url;
+
+use super::{clean_up, service, unique_name};
+
+/// `EMAIL_HASH_KEY` of every test.
+pub const HASH_KEY: &str = "a key of tests, long enough to be taken";
+/// Held while the template is made, by whichever test process comes first.
+const TEMPLATE_LOCK: i64 = 0x706f_7374_7269_6465;
+
+/// A database with the schema in it, dropped at the end.
+pub struct Database {
+    name: String,
+    admin_url: Url,
+    url: String,
+    /// For the test's own questions.
+    pub pool: PgPool,
+}
+
+impl Database {
+    /// A fresh database, copied from one that all migrations were applied to.
+    pub async fn start() -> Self {
+        static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+        let admin_url = Url::parse(&service("TEST_DATABASE_URL")).expect("TEST_DATABASE_URL is a URL");
+        let template = TEMPLATE.get_or_init(|| template(&admin_url)).await;
+        let name = unique_name();
+        let mut admin = connect(&admin_url).await;
+        run(&mut admin, format!("create database {name} template {template}")).await;
+        let url = named(&admin_url, &name);
+        let pool = PgPoolOptions::new().max_connections(3).connect_lazy(&url).expect("a URL of PostgreSQL");
+        Self { name, admin_url, url, pool }
+    }
+
+    /// What `DATABASE_URL` is set to.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (name, admin_url) = (self.name.clone(), self.admin_url.clone());
+        clean_up(|| async move {
+            if let Ok(mut admin) = PgConnection::connect(admin_url.as_str()).await {
+                let _ = admin.execute(AssertSqlSafe(format!("drop database {name} with (force)"))).await;
+            }
+        });
+    }
+}
+
+/// The database that the others are copied from, named after what the migrations say.
+async fn template(admin_url: &Url) -> String {
+    let migrations = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let mut files: Vec<_> =
+        std::fs::read_dir(migrations).expect("migrations").map(|entry| entry.expect("a file").path()).collect();
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        hash.update(std::fs::read(file).expect("a migration"));
+    }
+    let name = format!("it_template_{}", &hex::encode(hash.finalize())[..12]);
+    let mut admin = connect(admin_url).await;
+    // Released with the connection.
+    sqlx::query("select pg_advisory_lock($1)").bind(TEMPLATE_LOCK).execute(&mut admin).await.expect("a lock");
+    let exists: bool = sqlx::query_scalar("select exists (select 1 from pg_database where datname = $1)")
+        .bind(&name)
+        .fetch_one(&mut admin)
+        .await
+        .expect("an answer");
+    if !exists {
+        let unfinished = format!("{name}_new");
+        run(&mut admin, format!("drop database if exists {unfinished} with (force)")).await;
+        run(&mut admin, format!("create database {unfinished}")).await;
+        let config = StoreConfig {
+            url: SecretString::from(named(admin_url, &unfinished)),
+            connections_max: 1,
+            fast_connections_max: 1,
+            hash_key: SecretString::from(HASH_KEY),
+        };
+        let store = Store::new(&config, Duration::from_secs(30)).expect("a store");
+        store.migrate().await.expect("the migrations apply");
+        store.close().await;
+        // Only what is whole gets the name that others look for.
+        run(&mut admin, format!("alter database {unfinished} rename to {name}")).await;
+    }
+    name
+}
+
+async fn connect(url: &Url) -> PgConnection {
+    PgConnection::connect(url.as_str())
+        .await
+        .unwrap_or_else(|error| panic!("PostgreSQL cannot be reached ({error}): run ./deploy/dev test"))
+}
+
+async fn run(connection: &mut PgConnection, statement: String) {
+    connection.execute(AssertSqlSafe(statement)).await.expect("PostgreSQL does it");
+}
+
+fn named(admin_url: &Url, database: &str) -> String {
+    let mut url = admin_url.clone();
+    url.set_path(database);
+    url.into()
+}

@@ -1,0 +1,111 @@
+use std::{
+    fs::File,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::task::spawn_blocking;
+
+use super::{daemon::Variables, wait::until};
+
+/// The real binary.
+const BINARY: &str = env!("CARGO_BIN_EXE_postrider");
+/// Longest run of a command.
+const RUN_MAX: Duration = Duration::from_secs(30);
+
+/// `postrider run` in a process of its own, which can be sent signals. Killed when dropped.
+pub struct DaemonProcess {
+    child: Child,
+    log: TempDir,
+}
+
+impl DaemonProcess {
+    /// Starts it with these settings and nothing else.
+    pub fn start(variables: &Variables) -> Self {
+        let log = TempDir::new().expect("a folder");
+        let stderr = File::create(log.path().join("log")).expect("a file");
+        let child = Command::new(BINARY)
+            .arg("run")
+            .env_clear()
+            .envs(variables)
+            .env("ADMIN_ADDR", "127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("the binary starts");
+        Self { child, log }
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(told.success(), "the daemon is gone already:\n{}", self.log());
+    }
+
+    /// SIGKILL: it gets to do nothing any more.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it is killed");
+        self.child.wait().expect("it is gone");
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the daemon's end", async || {
+            status = self.child.try_wait().expect("it is ours");
+            status.is_some()
+        })
+        .await;
+        status.expect("it has ended")
+    }
+
+    /// What it has logged, for a failing test's message.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for DaemonProcess {
+    #[expect(clippy::print_stderr, reason = "whoever looks at a failed test wants to see it")]
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    /// Exit code.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Said {
+    /// Standard output as JSON, from a command that succeeded.
+    pub fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, 0, "{self:?}");
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// Runs `postrider` with these settings and nothing else.
+pub async fn postrider(variables: &Variables, arguments: &[&str]) -> Said {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).env_clear().envs(variables).stdin(Stdio::null());
+    let run = spawn_blocking(move || command.output());
+    let output = tokio::time::timeout(RUN_MAX, run).await.expect("it ends").expect("it was run").expect("it starts");
+    Said {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).expect("UTF-8"),
+        err: String::from_utf8(output.stderr).expect("UTF-8"),
+    }
+}
