@@ -2,7 +2,8 @@ use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode, time::Durat
 
 use postrider::{
     app::{self, AppError},
-    config::{Environment, Settings},
+    config::{Environment, LogConfig, LogFormat, Settings},
+    telemetry,
 };
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -37,8 +38,11 @@ impl Daemon {
         daemon
     }
 
-    /// Starts one.
+    /// Starts one. With `TEST_LOG=debug` or another filter in the environment its log is shown.
     pub async fn launch(variables: &Variables) -> Self {
+        if let Ok(filter) = std::env::var("TEST_LOG") {
+            telemetry::start(&LogConfig { format: LogFormat::Text, filter });
+        }
         let environment: Environment = variables.iter().collect();
         let config = Settings::read(&environment, None).config().unwrap_or_else(|faults| panic!("{faults}"));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
