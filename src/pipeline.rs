@@ -142,7 +142,9 @@ impl Pipeline {
         if request.priority.lane() != envelope.lane {
             return Settlement::Reroute(request.priority.lane());
         }
-        let rendering = self.render(&request, published_at).await;
+        let Ok(rendering) = self.render(envelope, &request, published_at).await else {
+            return Settlement::HandBack;
+        };
         self.metrics.accepted(envelope.lane, rendering.label());
         self.admit_and_deliver(delivery, &request, published_at, &rendering).await
     }

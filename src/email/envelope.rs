@@ -30,3 +30,11 @@ pub struct Envelope {
     /// W3C trace state, passed on as it came.
     pub tracestate: Option<String>,
 }
+
+impl Envelope {
+    /// Whether its request may have rows already: a redelivery, a retry copy, a replay.
+    #[must_use]
+    pub const fn may_be_known(&self) -> bool {
+        self.redelivered || self.copy_no > 0 || self.generation > 0
+    }
+}

@@ -9,9 +9,10 @@ use chrono::{DateTime, Utc};
 
 use super::Pipeline;
 use crate::{
-    email::{AttachmentContent, EmailRequest, Manifest, Reason, attachment},
+    email::{AttachmentContent, EmailRequest, Envelope, Manifest, Reason, attachment},
+    reload,
     store::Words,
-    templates::{AttachedFile, CompiledTemplate, RenderError, System, TemplateSource},
+    templates::{AttachedFile, CompiledTemplate, RenderError, System},
 };
 
 /// What came of rendering.
@@ -21,6 +22,9 @@ pub(super) struct Rendering {
     /// The words, or why there are none.
     pub(super) words: Result<Arc<Words>, (Reason, String)>,
 }
+
+/// The daemon stops before it is known which template to use.
+pub(super) struct Stopped;
 
 impl Rendering {
     pub(super) fn manifest(&self) -> Option<&Manifest> {
@@ -38,19 +42,24 @@ impl Rendering {
 }
 
 impl Pipeline {
-    pub(super) async fn render(&self, request: &EmailRequest, published_at: DateTime<Utc>) -> Rendering {
-        let Some(template) = self.template_of(request).await else {
+    pub(super) async fn render(
+        &self,
+        envelope: &Envelope,
+        request: &EmailRequest,
+        published_at: DateTime<Utc>,
+    ) -> Result<Rendering, Stopped> {
+        let Some(template) = self.template_of(envelope, request).await? else {
             let error = match request.template_version {
                 Some(version) => format!("there is no version {version} of template {}", request.template_key),
                 None => format!("there is no template {}", request.template_key),
             };
-            return Rendering { template: None, words: Err((Reason::UnknownTemplate, error)) };
+            return Ok(Rendering { template: None, words: Err((Reason::UnknownTemplate, error)) });
         };
         let words = self
             .check_attachments(request, template.manifest())
             .map_err(|error| (Reason::BadAttachment, error))
             .and_then(|()| self.words(request, published_at, &template));
-        Rendering { template: Some(template), words: words.map(Arc::new) }
+        Ok(Rendering { template: Some(template), words: words.map(Arc::new) })
     }
 
     fn words(
@@ -84,38 +93,44 @@ impl Pipeline {
         }
     }
 
-    /// The pinned version, else the active one. What the catalogue does not have may have been published a moment ago.
-    async fn template_of(&self, request: &EmailRequest) -> Option<Arc<CompiledTemplate>> {
+    /// The version that the first claim fixed, else the pinned one, else the active one. What the catalogue does not have
+    /// may have been published a moment ago. The error: the daemon stops, so nobody knows.
+    async fn template_of(
+        &self,
+        envelope: &Envelope,
+        request: &EmailRequest,
+    ) -> Result<Option<Arc<CompiledTemplate>>, Stopped> {
         let key = &request.template_key;
-        if let Some(version) = request.template_version {
-            if let Some(known) = self.catalogue.version(key, version) {
-                return Some(known);
+        let fixed = if envelope.may_be_known() {
+            // Its words are kept, but who always gets it, and its tries, are the template's to say: the same as then.
+            self.patiently(|| self.store.fixed_version(envelope.lane, request.id)).await.ok_or(Stopped)?
+        } else {
+            None
+        };
+        let stored = match fixed.or(request.template_version) {
+            Some(version) => {
+                if let Some(known) = self.catalogue.version(key, version) {
+                    return Ok(Some(known));
+                }
+                self.patiently(|| self.store.template_version(key, version)).await.ok_or(Stopped)?
             }
-            let stored = self.patiently(|| self.store.template_version(key, version)).await??;
-            let compiled = self.compile(&stored.source, version)?;
-            self.catalogue.insert(&compiled);
-            return Some(compiled);
-        }
-        if let Some(active) = self.catalogue.active(key) {
-            return Some(active);
-        }
-        let stored = self.patiently(|| self.store.active_templates()).await?;
-        let stored = stored.into_iter().find(|t| t.key == *key)?;
-        self.compile(&stored.source, stored.version)
-    }
-
-    fn compile(&self, source: &serde_json::Value, version: i32) -> Option<Arc<CompiledTemplate>> {
-        let source: TemplateSource = serde_json::from_value(source.clone()).ok()?;
-        match CompiledTemplate::compile(&source, version, self.rules.tries_default) {
-            Ok(compiled) => Some(Arc::new(compiled)),
-            Err(faults) => {
-                tracing::error!(
-                    template = source.key,
-                    version,
-                    faults = faults.len(),
-                    "a stored template does not compile"
-                );
-                None
+            None => {
+                if let Some(active) = self.catalogue.active(key) {
+                    return Ok(Some(active));
+                }
+                let all = self.patiently(|| self.store.active_templates()).await.ok_or(Stopped)?;
+                all.into_iter().find(|t| t.key == *key)
+            }
+        };
+        let Some(stored) = stored else { return Ok(None) };
+        match reload::compile_stored(&stored, self.rules.tries_default) {
+            Ok(compiled) => {
+                self.catalogue.insert(&compiled);
+                Ok(Some(compiled))
+            }
+            Err(error) => {
+                tracing::error!(%error, "a stored template cannot be used");
+                Ok(None)
             }
         }
     }

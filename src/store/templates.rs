@@ -5,6 +5,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
+use crate::email::Lane;
 
 /// A version as it is kept.
 #[derive(Debug, Clone)]
@@ -177,6 +178,17 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?)
+    }
+
+    /// The version that the first claim of a request fixed, if it has been seen before.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn fixed_version(&self, lane: Lane, request_id: Uuid) -> Result<Option<i32>, StoreError> {
+        let row = sqlx::query_scalar!("select template_version from email_requests where id = $1", request_id)
+            .fetch_optional(self.pool_of(lane))
+            .await?;
+        Ok(row.flatten())
     }
 
     /// One version, active or not.

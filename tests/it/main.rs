@@ -48,4 +48,6 @@ mod admin_api;
 
 mod command_line;
 
+mod broker_fixed_version;
+
 mod broker_readme_program;
