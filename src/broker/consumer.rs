@@ -112,9 +112,9 @@ impl Consumers {
     async fn subscribe(&self, subscription: &Subscription) -> Result<(Channel, Consumer), BrokerError> {
         let connection = self.link.get().await;
         match self.subscribe_on(&connection, subscription).await {
-            // The queue was deleted since: declare everything again and try once more.
+            // The queue was deleted since: declare it again and try once more.
             Err(error) if error.is_missing_object() => {
-                *self.established.lock().await = Weak::new();
+                self.topology.restore_queue(&connection, &subscription.queue).await?;
                 self.subscribe_on(&connection, subscription).await
             }
             other => other,

@@ -85,12 +85,23 @@ impl Publisher {
         }
     }
 
-    /// Establishes the topology again, after it was found damaged.
+    /// Declares again what a message could not be published for want of.
     ///
     /// # Errors
     /// When the broker is away, or what is there does not fit the settings.
-    pub async fn restore(&self, topology: &Topology) -> Result<(), BrokerError> {
-        topology.establish(&*self.link.get().await).await
+    pub async fn restore(
+        &self,
+        topology: &Topology,
+        message: &Outgoing,
+        error: &BrokerError,
+    ) -> Result<(), BrokerError> {
+        let connection = self.link.get().await;
+        match (error, message.exchange.as_str()) {
+            (BrokerError::Unroutable(_), "") => topology.restore_queue(&connection, &message.routing_key).await,
+            // Our fanout exchanges are called as their queues are.
+            (BrokerError::Unroutable(_), exchange) => topology.restore_queue(&connection, exchange).await,
+            _ => topology.establish(&connection).await,
+        }
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {

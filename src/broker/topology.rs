@@ -103,56 +103,36 @@ impl Topology {
     /// # Errors
     /// When an object is missing (verify) or exists with other arguments: the message names object, argument and values.
     pub async fn establish(&self, connection: &Connection) -> Result<(), BrokerError> {
+        self.establish_parts(connection, self.objects(), self.bindings()).await
+    }
+
+    /// The same for one queue that was found missing, and leaves the others alone.
+    ///
+    /// They may be missing too, and their consumers about to hear of it. RabbitMQ hands a quorum queue that is declared again
+    /// in that moment to the consumer of the one before, and what it delivers there arrives nowhere. So a queue with a
+    /// consumer is best declared by that consumer.
+    ///
+    /// # Errors
+    /// As [`Self::establish`].
+    pub async fn restore_queue(&self, connection: &Connection, queue: &str) -> Result<(), BrokerError> {
+        let mut objects = self.objects();
+        objects.retain(|object| object.name() == ("queue", queue));
+        let mut bindings = self.bindings();
+        bindings.retain(|binding| binding.queue == queue);
+        self.establish_parts(connection, objects, bindings).await
+    }
+
+    async fn establish_parts(
+        &self,
+        connection: &Connection,
+        objects: Vec<Object>,
+        bindings: Vec<Binding>,
+    ) -> Result<(), BrokerError> {
         match self.mode {
             TopologyMode::None => Ok(()),
-            TopologyMode::Verify => self.verify(connection).await,
-            TopologyMode::Declare => self.declare(connection).await,
+            TopologyMode::Verify => verify(connection, &objects).await,
+            TopologyMode::Declare => declare(connection, &objects, &bindings).await,
         }
-    }
-
-    async fn verify(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let mut channel = connection.create_channel().await?;
-        for object in self.objects() {
-            let (what, name) = object.name();
-            object.state(&channel, true).await.map_err(|error| explain(what, name, error))?;
-            // Looking does not compare arguments; declaring what is there does, and changes nothing.
-            match object.state(&channel, false).await {
-                Ok(()) => {}
-                Err(error) if refusal_code(&error) == Some(ACCESS_REFUSED) => {
-                    tracing::debug!(
-                        object = name,
-                        "its arguments cannot be compared without the right to configure it"
-                    );
-                    // The refusal has closed the channel.
-                    channel = connection.create_channel().await?;
-                }
-                Err(error) => return Err(explain(what, name, error)),
-            }
-        }
-        channel.close(200, "verified".into()).await?;
-        Ok(())
-    }
-
-    async fn declare(&self, connection: &Connection) -> Result<(), BrokerError> {
-        // One channel will do: the first refusal closes it, and the first refusal is reported.
-        let channel = connection.create_channel().await?;
-        for object in self.objects() {
-            let (what, name) = object.name();
-            object.state(&channel, false).await.map_err(|error| explain(what, name, error))?;
-        }
-        for binding in self.bindings() {
-            channel
-                .queue_bind(
-                    binding.queue.as_str().into(),
-                    binding.exchange.into(),
-                    binding.key.into(),
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await?;
-        }
-        channel.close(200, "bound".into()).await?;
-        Ok(())
     }
 
     /// In an order in which every reference points at something that is already there.
@@ -208,6 +188,48 @@ impl Topology {
         arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
         arguments
     }
+}
+
+async fn verify(connection: &Connection, objects: &[Object]) -> Result<(), BrokerError> {
+    let mut channel = connection.create_channel().await?;
+    for object in objects {
+        let (what, name) = object.name();
+        object.state(&channel, true).await.map_err(|error| explain(what, name, error))?;
+        // Looking does not compare arguments; declaring what is there does, and changes nothing.
+        match object.state(&channel, false).await {
+            Ok(()) => {}
+            Err(error) if refusal_code(&error) == Some(ACCESS_REFUSED) => {
+                tracing::debug!(object = name, "its arguments cannot be compared without the right to configure it");
+                // The refusal has closed the channel.
+                channel = connection.create_channel().await?;
+            }
+            Err(error) => return Err(explain(what, name, error)),
+        }
+    }
+    channel.close(200, "verified".into()).await?;
+    Ok(())
+}
+
+async fn declare(connection: &Connection, objects: &[Object], bindings: &[Binding]) -> Result<(), BrokerError> {
+    // One channel will do: the first refusal closes it, and the first refusal is reported.
+    let channel = connection.create_channel().await?;
+    for object in objects {
+        let (what, name) = object.name();
+        object.state(&channel, false).await.map_err(|error| explain(what, name, error))?;
+    }
+    for binding in bindings {
+        channel
+            .queue_bind(
+                binding.queue.as_str().into(),
+                binding.exchange.into(),
+                binding.key.into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await?;
+    }
+    channel.close(200, "bound".into()).await?;
+    Ok(())
 }
 
 fn text(value: &str) -> AMQPValue {

@@ -350,7 +350,7 @@ impl Pipeline {
                 // Somebody has deleted the queue; no consumer of ours notices when it is one where mails only wait.
                 tokio::select! {
                     () = self.stop.cancelled() => return false,
-                    restored = self.publishers.get(lane).restore(&self.topology) => {
+                    restored = self.publishers.get(lane).restore(&self.topology, outgoing, &error) => {
                         if let Err(error) = restored {
                             tracing::error!(%error, "a queue is gone and could not be declared again");
                         }

@@ -21,6 +21,7 @@ async fn wait_for_consumer(broker: &Broker, queue: &str) {
 async fn a_queue_deleted_under_its_consumer_is_declared_and_consumed_again() {
     let post = Installation::start().await;
     let lanes = ["email.fast", "email.standard", "email.bulk", "email.dead"];
+    // In quick succession: each consumer hears of its own queue while the others' are being made again.
     for queue in lanes {
         post.broker.delete_queue(queue).await;
     }
