@@ -111,7 +111,7 @@ pub enum SendReport {
     },
     /// 4xx or 5xx at this step.
     Refused {
-        /// Mail, Rcpt, Data or FinalDot.
+        /// Mail, Rcpt, Data, Content (a relay that has had enough) or FinalDot.
         phase: Phase,
         /// The relay's words.
         reply: Reply,
