@@ -113,6 +113,8 @@ impl Original {
             .or_else(|| self.properties.timestamp().and_then(whole_seconds));
         Envelope {
             lane,
+            // Every copy names the producer's routing key; no producer does.
+            is_copy: headers.contains_key(ROUTING_KEY),
             routing_key: words(&headers, ROUTING_KEY).unwrap_or_else(|| self.routing_key.clone()),
             content_type: self.properties.content_type().as_ref().map(ToString::to_string),
             message_id: self.properties.message_id().as_ref().map(ToString::to_string),

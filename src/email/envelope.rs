@@ -21,6 +21,8 @@ pub struct Envelope {
     pub generation: i32,
     /// `x-copy`: which retry copy of the request this is; 0 is the producer's own publish.
     pub copy_no: i32,
+    /// A copy that postrider made: delayed, or moved to another lane.
+    pub is_copy: bool,
     /// `x-crashes`: how often a stage panicked on it, alone.
     pub crashes: i32,
     /// The broker says that it has delivered this before.
@@ -35,6 +37,6 @@ impl Envelope {
     /// Whether its request may have rows already: a redelivery, a retry copy, a replay.
     #[must_use]
     pub const fn may_be_known(&self) -> bool {
-        self.redelivered || self.copy_no > 0 || self.generation > 0
+        self.redelivered || self.is_copy || self.generation > 0
     }
 }

@@ -125,7 +125,7 @@ impl<'a> Message<'a> {
         claimed: Option<usize>,
         domain: &str,
         now: DateTime<Utc>,
-        is_known: bool,
+        may_be_known: bool,
     ) -> Arc<ClaimRequest> {
         let words: Option<Arc<Words>> = self.rendering.words.as_ref().ok().cloned();
         let recipients = indexes
@@ -167,7 +167,7 @@ impl<'a> Message<'a> {
             recipients,
             attachments: if self.rendering.words.is_ok() { attachment_rows(request) } else { Vec::new() },
             unknown: self.unknown,
-            is_known,
+            may_be_known,
         })
     }
 }
@@ -200,9 +200,14 @@ impl Pipeline {
         // Waiting for a place may have taken until past the expiry.
         let now = Utc::now();
         let claimed = place.as_ref().and_then(|_| message.first_sendable(now));
-        let is_known = message.envelope.copy_no > 0 || message.envelope.generation > 0;
         let everybody = 0..message.recipients.len();
-        let asked = message.claim_request(everybody, claimed, &self.mail.message_id_domain, now, is_known);
+        let asked = message.claim_request(
+            everybody,
+            claimed,
+            &self.mail.message_id_domain,
+            now,
+            message.envelope.may_be_known(),
+        );
         match self.claim(&asked).await {
             Some(Ok(Admission::Known(standings))) => Ok((standings, place)),
             Some(Ok(Admission::OldCopy)) => Err(Settlement::Ack("duplicate")),

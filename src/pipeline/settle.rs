@@ -153,12 +153,10 @@ impl Settlement {
         let Some((_, reason, error, attempts)) = dead.clone().max_by_key(|(_, reason, ..)| weight(*reason)) else {
             return Self::Ack(label(fates));
         };
-        let recipients = dead
-            .by_ref()
-            .map(|(address, reason, error, attempts)| {
-                json!({"address": address, "reason": reason.name(), "error": error, "attempts": attempts})
-            })
-            .collect();
+        let recipients = dead.by_ref().map(|(address, reason, error, attempts)| {
+            json!({"address": address, "reason": reason.name(), "error": error, "attempts": attempts})
+        });
+        let recipients = serde_json::Value::Array(fitting(recipients));
         Self::Dead(Box::new(Letter {
             reason,
             error: error.clone(),
@@ -305,20 +303,16 @@ impl Pipeline {
     /// Every try of every recipient, in order. Without a database the letter goes without it.
     async fn history(&self, request_id: Uuid) -> String {
         let lines = self.store.timeline(request_id).await.unwrap_or_default();
-        let mut lines: Vec<_> = lines
-            .into_iter()
-            .map(|line| {
-                json!({
-                    "message_id": line.message_id, "at": line.at, "kind": line.kind, "attempt": line.attempt,
-                    "relay": line.relay, "phase": line.phase, "code": line.reply_code, "error": line.error,
-                })
-            })
-            .collect();
         // The latest tries are the telling ones.
-        while serde_json::Value::Array(lines.clone()).to_string().len() > HEADER_BYTES_MAX && !lines.is_empty() {
-            lines.remove(0);
-        }
-        serde_json::Value::Array(lines).to_string()
+        let lines = lines.into_iter().rev().map(|line| {
+            json!({
+                "message_id": line.message_id, "at": line.at, "kind": line.kind, "attempt": line.attempt,
+                "relay": line.relay, "phase": line.phase, "code": line.reply_code, "error": line.error,
+            })
+        });
+        let mut kept = fitting(lines);
+        kept.reverse();
+        serde_json::Value::Array(kept).to_string()
     }
 
     fn copy(&self, delivery: &Delivery, queue: String, extra: &[(&str, AMQPValue)]) -> Outgoing {
@@ -383,6 +377,18 @@ fn settlement_id(delivery: &Delivery, letter: &Letter) -> Uuid {
         }
     }
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &hash.finalize())
+}
+
+/// As many of them, from the first, as fit a header together.
+fn fitting(lines: impl Iterator<Item = serde_json::Value>) -> Vec<serde_json::Value> {
+    let mut left = HEADER_BYTES_MAX - 2;
+    lines
+        .take_while(|line| {
+            let fits = left.checked_sub(line.to_string().len() + 1);
+            left = fits.unwrap_or(0);
+            fits.is_some()
+        })
+        .collect()
 }
 
 fn cut(text: &str) -> String {
@@ -454,5 +460,20 @@ mod tests {
         assert!(matches!(Settlement::of(&[Fate::Duplicate], 0, &request()), Settlement::Ack("duplicate")));
         let stopped = [Fate::Over(Status::Sent), Fate::HandBack, Fate::Retry(SOON)];
         assert!(matches!(Settlement::of(&stopped, 0, &request()), Settlement::HandBack));
+    }
+
+    #[test]
+    fn a_letter_about_many_still_fits_its_headers_and_reads_back() {
+        let many: Vec<Fate> = (0..100)
+            .map(|n| Fate::Dead {
+                recipient: format!("person-{n}@example.bj"),
+                reason: Reason::Rejected,
+                error: "x".repeat(1000),
+                attempts: 1,
+            })
+            .collect();
+        let Settlement::Dead(letter) = Settlement::of(&many, 0, &request()) else { panic!("not dead") };
+        let header = letter.recipients.to_string();
+        assert!(header.len() <= HEADER_BYTES_MAX && header.len() > HEADER_BYTES_MAX - 1200);
     }
 }

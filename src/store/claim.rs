@@ -34,8 +34,9 @@ pub struct ClaimRequest {
     pub attachments: Vec<AttachmentRow>,
     /// For a row whose worker is gone.
     pub unknown: UnknownRule,
-    /// Its rows are there already: a retry copy, a replay, or another recipient of a request just written.
-    pub is_known: bool,
+    /// Its rows are probably there: a redelivery, a copy, a replay, or another recipient of a request just written. They are
+    /// looked for first.
+    pub may_be_known: bool,
 }
 
 /// What the request row holds.
@@ -206,7 +207,7 @@ impl Store {
     /// will never take this request.
     pub async fn claim(&self, request: &Arc<ClaimRequest>) -> Result<Admission, StoreError> {
         let lane = request.facts.lane;
-        if !request.is_known
+        if !request.may_be_known
             && let Some(admission) = self.insert(request).await?
         {
             return Ok(admission);

@@ -20,6 +20,7 @@ fn envelope(content_type: &str) -> Envelope {
         published_at: None,
         generation: 0,
         copy_no: 0,
+        is_copy: false,
         crashes: 0,
         redelivered: false,
         traceparent: None,
