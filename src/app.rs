@@ -36,6 +36,8 @@ const PUBLISHER_CHANNELS: usize = 4;
 const ARCHIVE_PREFETCH: u16 = 32;
 /// Longest pause between two tries to begin while something is away.
 const START_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Pause before the topology is declared again on a broker that went away meanwhile.
+const ESTABLISH_PAUSE: Duration = Duration::from_millis(500);
 /// How long closing connections may take once all mails are done.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -117,14 +119,14 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         http: config.http.clone(),
         mail: config.mail.clone(),
         rules: config.pipeline.clone(),
-        started: watch::Sender::new(false),
+        starting: watch::Sender::new(Some("starting".to_owned())),
     });
     if let Ok(addr) = listener.local_addr() {
         tracing::info!(%addr, "admin listener");
     }
     tasks.spawn(http::serve(listener, Arc::clone(&admin), end.clone()));
 
-    let Some(generation) = prepare(&config, &store, &catalogue, &stop).await? else {
+    let Some(generation) = prepare(&config, &store, &catalogue, &admin.starting, &stop).await? else {
         return Ok(ExitCode::SUCCESS);
     };
     tasks.spawn(Arc::clone(&store).keep_lease(end.clone()));
@@ -169,9 +171,11 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
             consuming.spawn(Arc::clone(&consumers).run(subscription, state, stop.clone(), handle));
         }
     }
-    admin.started.send_replace(true);
+    admin.starting.send_replace(None);
 
     let ended_early = tokio::select! {
+        // Told to stop, consumers end at once; that is not an accident.
+        biased;
         () = stop.cancelled() => None,
         Some(ended) = consuming.join_next() => Some(ended),
         Some(ended) = tasks.join_next() => Some(ended),
@@ -217,6 +221,7 @@ async fn prepare(
     config: &Config,
     store: &Arc<Store>,
     catalogue: &Catalogue,
+    starting: &watch::Sender<Option<String>>,
     stop: &CancellationToken,
 ) -> Result<Option<i64>, AppError> {
     let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(START_PAUSE_MAX).map(jitter);
@@ -229,6 +234,9 @@ async fn prepare(
             Err(final_error) => return Err(final_error),
         };
         tracing::warn!(%error, "cannot begin yet");
+        // A pool only says that it waited; one connection beside it says why.
+        let why = store.connect_once().await.err().unwrap_or(error);
+        starting.send_replace(Some(format!("starting: {why}")));
         let pause = pauses.next().unwrap_or(START_PAUSE_MAX);
         tokio::select! { () = stop.cancelled() => return Ok(None), () = tokio::time::sleep(pause) => {} }
     }
@@ -256,7 +264,10 @@ async fn establish(link: &Link, topology: &Topology, stop: &CancellationToken) -
         let connection = tokio::select! { () = stop.cancelled() => return Ok(false), c = link.get() => c };
         match topology.establish(&connection).await {
             Ok(()) => return Ok(true),
-            Err(BrokerError::Amqp(error)) => tracing::warn!(%error, "the broker went away while declaring"),
+            Err(BrokerError::Amqp(error)) => {
+                tracing::warn!(%error, "the broker went away while declaring");
+                tokio::time::sleep(ESTABLISH_PAUSE).await;
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -22,10 +22,17 @@ use crate::{
 
 /// Archives one delivery. While the database is away it stays in its queue.
 pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str, stop: CancellationToken) {
-    let letter = letter_of(&delivery, queue);
+    let mut letter = letter_of(&delivery, queue);
+    let mut is_bare = false;
     loop {
         match store.archive_dead(&letter).await {
             Ok(()) => break,
+            Err(error @ StoreError::Data { .. }) if !is_bare => {
+                // Something beside the message cannot be stored. The message itself always can.
+                tracing::warn!(%error, "archiving a dead letter without its headers");
+                letter = bare(letter);
+                is_bare = true;
+            }
             Err(error @ StoreError::Data { .. }) => {
                 // Nothing of it may be lost because of one odd header: it stays where it is, and somebody must look.
                 tracing::error!(%error, "a dead letter cannot be archived; it stays in its queue");
@@ -63,9 +70,12 @@ fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
     });
     let given = |text: String| Some(text).filter(|t| !t.is_empty() && t.len() <= 100 && !t.contains('\0'));
     NewDeadLetter {
-        settlement_key: header(h::SETTLEMENT_ID).unwrap_or_else(|| content_key(delivery)),
+        // Only the pipeline's own letters are known by an id; a producer's header of that name means nothing.
+        settlement_key: header(h::SETTLEMENT_ID)
+            .filter(|id| queue == topology::DEAD && header(h::REASON).is_some() && Uuid::parse_str(id).is_ok())
+            .unwrap_or_else(|| content_key(delivery)),
         reason: reason.chars().take(40).collect(),
-        error: error.map(|e| e.replace('\0', "\u{FFFD}")),
+        error: error.map(|e| storable(&e)),
         request_id: header(h::REQUEST_ID)
             .or_else(|| request.as_ref().map(|r| r.request_id.clone()))
             .and_then(|id| Uuid::parse_str(&id).ok()),
@@ -73,21 +83,35 @@ fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
         template_key: header(h::TEMPLATE).or_else(|| request.as_ref().map(|r| r.template_key.clone())).and_then(given),
         lane: header(h::LANE).filter(|lane| lane.len() <= 10),
         attempts: header(h::ATTEMPTS).and_then(|n| n.parse().ok()),
-        routing_key: Some(delivery.envelope.routing_key.replace('\0', "\u{FFFD}")),
+        routing_key: Some(storable(&delivery.envelope.routing_key)),
         first_at: moment(h::FIRST_AT).or(delivery.envelope.published_at),
         last_at: moment(h::LAST_AT),
         generation: header(GENERATION).and_then(|n| n.parse().ok()).unwrap_or(0),
         properties: json!({
-            "content_type": delivery.envelope.content_type,
-            "message_id": delivery.envelope.message_id,
-            "type": delivery.original.properties.kind().as_ref().map(ToString::to_string),
+            "content_type": delivery.envelope.content_type.as_deref().map(storable),
+            "message_id": delivery.envelope.message_id.as_deref().map(storable),
+            "type": delivery.original.properties.kind().as_ref().map(|kind| storable(kind.as_str())),
             "priority": delivery.original.properties.priority(),
             "timestamp": delivery.original.properties.timestamp(),
             "exchange": delivery.original.exchange,
-            "routing_key": delivery.original.routing_key,
+            "routing_key": storable(&delivery.original.routing_key),
         }),
         headers: json!(headers),
         body: delivery.body.to_vec(),
+    }
+}
+
+fn bare(letter: NewDeadLetter) -> NewDeadLetter {
+    NewDeadLetter {
+        error: None,
+        source: None,
+        template_key: None,
+        routing_key: None,
+        first_at: None,
+        last_at: None,
+        properties: json!({}),
+        headers: json!({}),
+        ..letter
     }
 }
 
@@ -96,6 +120,11 @@ fn readable(delivery: &Delivery) -> Option<wire::EmailRequest> {
         Some(wire::JSON) => wire::from_json(&delivery.body).ok(),
         _ => wire::from_protobuf(delivery.body.clone()).ok(),
     }
+}
+
+/// PostgreSQL stores every character but this one.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{FFFD}")
 }
 
 fn content_key(delivery: &Delivery) -> String {

@@ -65,8 +65,8 @@ pub struct Admin {
     pub mail: MailConfig,
     /// Limits.
     pub rules: PipelineConfig,
-    /// Whether consuming has begun.
-    pub started: watch::Sender<bool>,
+    /// Why consuming has not begun yet; nothing once it has.
+    pub starting: watch::Sender<Option<String>>,
 }
 
 /// Serves until `stop`.

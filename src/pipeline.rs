@@ -164,8 +164,16 @@ impl Pipeline {
             Ok(admitted) => admitted,
             Err(settlement) => return settlement,
         };
-        // The first recipient that could be claimed was, for there was a place; the others go their own way beside it.
-        let first = standings.iter().position(|s| matches!(s, Standing::Claimed(_)));
+        // The first recipient that could be claimed was, for there was a place; the others go their own way beside it. If
+        // that one needed none after all, another takes the place over: a request that held an idle place while it waits
+        // for a second one could stop its lane.
+        let first = standings
+            .iter()
+            .position(|s| matches!(s, Standing::Claimed(_)))
+            .or_else(|| standings.iter().position(|s| matches!(s, Standing::Ready)));
+        if first.is_none() {
+            drop(place.take());
+        }
         let journeys = standings.into_iter().enumerate().map(|(index, standing)| {
             let place = if Some(index) == first { place.take() } else { None };
             self.one_recipient(&message, index, standing, place)
@@ -182,16 +190,16 @@ impl Pipeline {
         place: Option<crate::smtp::Place>,
     ) -> Fate {
         let (standing, place) = match standing {
-            Standing::Ready => match self.admit_one(message, index).await {
-                Some((standing, place)) => (standing, place),
-                None => return Fate::HandBack,
+            Standing::Ready => match self.admit_one(message, index, place).await {
+                Ok(admitted) => admitted,
+                Err(fate) => return fate,
             },
             other => (other, place),
         };
         match (standing, place) {
             (Standing::Claimed(claim), Some(place)) => self.deliver(message, index, claim, place).await,
-            // Claimed without a place cannot be: a claim is only asked for with a place in hand. Fail closed.
-            (Standing::Claimed(_) | Standing::Ready, _) => Fate::HandBack,
+            // A claim is only asked for with a place in hand; whatever else this is, it is looked at again later.
+            (Standing::Claimed(_) | Standing::Ready, _) => Fate::Wait(Duration::ZERO),
             (Standing::NotDue(due_in), _) => Fate::Wait(due_in),
             (Standing::Busy, _) => Fate::Wait(Duration::ZERO),
             (Standing::Stopped(status), _) => Fate::Over(status),

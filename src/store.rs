@@ -42,7 +42,7 @@ use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 use sqlx::{
-    PgPool,
+    Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::sync::watch;
@@ -59,6 +59,8 @@ use crate::{config::StoreConfig, email::Lane};
 
 /// How long a caller waits for a free connection of the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a statement of the pipeline may take.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest pause between two looks whether the database is back.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -198,6 +200,28 @@ impl Store {
         if known == fingerprint { Ok(()) } else { Err(StoreError::HashKeyChanged) }
     }
 
+    /// Makes one connection beside the pools, to learn why there is none: a pool only says that it waited.
+    ///
+    /// # Errors
+    /// When the database cannot be reached or refuses us.
+    pub async fn connect_once(&self) -> Result<(), StoreError> {
+        let options = self.pool.connect_options();
+        let connecting = PgConnection::connect_with(&options);
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, connecting).await {
+            Ok(Ok(connection)) => {
+                drop(connection.close().await);
+                Ok(())
+            }
+            Ok(Err(sqlx::Error::Io(error))) => Err(StoreError::Away(format!(
+                "nothing answers at {}:{} ({error}); check host and port, and whether PostgreSQL runs",
+                options.get_host(),
+                options.get_port()
+            ))),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(StoreError::Away(format!("no answer within {} s", ACQUIRE_TIMEOUT.as_secs()))),
+        }
+    }
+
     /// Asks the database for a sign of life.
     ///
     /// # Errors
@@ -238,10 +262,11 @@ impl Store {
 
     /// One prober for everybody who waits, so that a database that comes back is not met by a crowd.
     async fn probe_until_back(&self) {
-        let pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(PROBE_PAUSE_MAX).map(jitter);
+        let pauses = ExponentialBackoff::from_millis(2).factor(125).max_delay(PROBE_PAUSE_MAX).map(jitter);
         for pause in pauses {
             tokio::time::sleep(pause).await;
-            if self.ping().await.is_ok() {
+            // A write: a database that has no room, or became read-only, answers `select 1` as well.
+            if self.renew_lease().await.is_ok() {
                 break;
             }
         }
@@ -253,6 +278,15 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
         self.fast_pool.close().await;
+    }
+}
+
+/// A statement's answer, or `Away` when it does not come: a host that lost its power sends no farewell, and a read from it
+/// would wait for ever. Claims and outcomes are known by their tokens, so asking again is safe.
+async fn within_limit<T>(statement: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(STATEMENT_TIMEOUT, statement).await {
+        Ok(answer) => answer,
+        Err(_) => Err(StoreError::Away(format!("no answer within {} s", STATEMENT_TIMEOUT.as_secs()))),
     }
 }
 

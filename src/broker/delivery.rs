@@ -26,6 +26,8 @@ pub const CRASHES: &str = "x-crashes";
 /// The producer's own routing key; the copy's is the name of a queue.
 pub const ROUTING_KEY: &str = "x-routing-key";
 
+/// The end of the year 9999: a later time is a mistake, and no database stores it.
+const MILLISECONDS_MAX: i64 = 253_402_300_799_999;
 /// Headers that the broker keeps its own books in: republished, they confuse it (RabbitMQ before 4.0 believes them).
 const BROKER_HEADERS: [&str; 6] = ["x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC", "x-opt-rabbitmq"];
 const BROKER_HEADER_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
@@ -109,6 +111,7 @@ impl Original {
         let headers = self.properties.headers().clone().unwrap_or_default();
         let small = |name| number(&headers, name).and_then(|n| i32::try_from(n).ok()).unwrap_or(0).max(0);
         let published_at = number(&headers, PUBLISHED_AT)
+            .filter(|ms| (0..=MILLISECONDS_MAX).contains(ms))
             .and_then(|ms| Utc.timestamp_millis_opt(ms).single())
             .or_else(|| self.properties.timestamp().and_then(whole_seconds));
         Envelope {
@@ -132,7 +135,12 @@ impl Original {
     #[must_use]
     pub fn headers_as_text(&self) -> BTreeMap<String, String> {
         let headers = self.properties.headers().clone().unwrap_or_default();
-        headers.inner().iter().map(|(name, value)| (name.to_string(), value_as_text(value))).collect()
+        let storable = |text: String| text.replace('\0', "\u{FFFD}");
+        headers
+            .inner()
+            .iter()
+            .map(|(name, value)| (storable(name.to_string()), storable(value_as_text(value))))
+            .collect()
     }
 
     /// Properties for a copy of this message: same content, the broker's books stripped, `extra` headers set.
@@ -183,7 +191,8 @@ impl Original {
 }
 
 fn whole_seconds(seconds: u64) -> Option<DateTime<Utc>> {
-    Utc.timestamp_opt(i64::try_from(seconds).ok()?, 0).single()
+    let seconds = i64::try_from(seconds).ok().filter(|s| *s <= MILLISECONDS_MAX / 1000)?;
+    Utc.timestamp_opt(seconds, 0).single()
 }
 
 /// A header that is a whole number, in whichever of AMQP's integer types the producer's library chose, or as text.
@@ -216,11 +225,11 @@ fn words(headers: &FieldTable, name: &str) -> Option<String> {
 
 fn value_as_text(value: &AMQPValue) -> String {
     match value {
-        AMQPValue::LongString(v) => String::from_utf8_lossy(v.as_bytes()).replace('\0', "\u{FFFD}"),
+        AMQPValue::LongString(v) => String::from_utf8_lossy(v.as_bytes()).into_owned(),
         AMQPValue::ShortString(v) => v.to_string(),
         other => match whole_number(other) {
             Some(n) => n.to_string(),
-            None => serde_json::to_string(other).unwrap_or_default().replace('\0', "\u{FFFD}"),
+            None => serde_json::to_string(other).unwrap_or_default(),
         },
     }
 }

@@ -27,6 +27,9 @@ pub enum BrokerError {
     /// The connection could not be made or was lost.
     #[error("broker: {0}")]
     Amqp(#[from] lapin::Error),
+    /// There is no connection, and the words say what to do.
+    #[error("broker: {0}")]
+    Unreachable(String),
     /// It took too long.
     #[error("broker: no answer within {} s while {doing}", limit.as_secs())]
     TimedOut {
@@ -62,7 +65,12 @@ impl BrokerError {
         match self {
             Self::Missing(_) | Self::Unroutable(_) => true,
             Self::Amqp(error) => matches!(error.kind(), ErrorKind::ProtocolError(said) if said.get_id() == 404),
-            Self::TimedOut { .. } | Self::Url(_) | Self::CaFile(_) | Self::Topology(_) | Self::NotTaken(_) => false,
+            Self::Unreachable(_)
+            | Self::TimedOut { .. }
+            | Self::Url(_)
+            | Self::CaFile(_)
+            | Self::Topology(_)
+            | Self::NotTaken(_) => false,
         }
     }
 }
@@ -116,6 +124,12 @@ impl Link {
         Ok(Self { url, ca_pem, purpose, current: Mutex::new(None), state: watch::Sender::new(LinkState::Untried) })
     }
 
+    /// What it is called in logs, in readiness and in the broker's own pages.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.purpose.connection_name()
+    }
+
     /// Whether the connection stands.
     #[must_use]
     pub fn state(&self) -> LinkState {
@@ -162,9 +176,29 @@ impl Link {
         let connecting =
             Connection::connect_with_config(&self.url, properties, tls, lapin::runtime::default_runtime()?);
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(made) => Ok(made?),
+            Ok(made) => made.map_err(|error| self.explain(error)),
             Err(_) => Err(BrokerError::TimedOut { limit: CONNECT_TIMEOUT, doing: "connecting" }),
         }
+    }
+
+    /// Why there is no connection, and what to do, where the broker or the system says so clearly.
+    fn explain(&self, error: lapin::Error) -> BrokerError {
+        let place = url::Url::parse(&self.url).ok();
+        let host = place.as_ref().and_then(url::Url::host_str).unwrap_or("?").to_owned();
+        let port = place.as_ref().and_then(url::Url::port).unwrap_or(5672);
+        let words = match error.kind() {
+            ErrorKind::IOError(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
+                format!("nothing listens at {host}:{port}; check host and port, and whether RabbitMQ runs")
+            }
+            ErrorKind::ProtocolError(said) if said.get_id() == 403 => {
+                format!("the broker at {host}:{port} refuses the user or the password")
+            }
+            ErrorKind::ProtocolError(said) if said.get_id() == 530 => {
+                format!("the broker at {host}:{port} does not give us this virtual host: {}", said.get_message())
+            }
+            _ => return BrokerError::Amqp(error),
+        };
+        BrokerError::Unreachable(words)
     }
 
     /// Closes the connection in an orderly way, if it stands.

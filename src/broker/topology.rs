@@ -226,7 +226,8 @@ async fn declare(connection: &Connection, objects: &[Object], bindings: &[Bindin
                 QueueBindOptions::default(),
                 FieldTable::default(),
             )
-            .await?;
+            .await
+            .map_err(|error| explain("binding of queue", &binding.queue, error))?;
     }
     channel.close(200, "bound".into()).await?;
     Ok(())

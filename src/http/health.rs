@@ -21,7 +21,7 @@ pub(super) async fn livez() -> &'static str {
     "alive\n"
 }
 
-/// 200 when nothing stands in a mail's way, else 503; each reason by name.
+/// 200 when nothing is known to stand in a mail's way, else 503; each reason by name. A relay is known by its last use.
 pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let reasons = reasons(&admin);
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -30,15 +30,13 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 
 fn reasons(admin: &Admin) -> Vec<String> {
     let mut reasons = Vec::new();
-    if !*admin.started.borrow() {
-        reasons.push("starting".to_owned());
-    }
+    reasons.extend(admin.starting.borrow().clone());
     if let Some(away) = admin.store.away() {
         reasons.push(away);
     }
     for link in &admin.links {
         if let LinkState::Down(why) = link.state() {
-            reasons.push(why);
+            reasons.push(format!("{}: {why}", link.name()));
         }
     }
     for lane in Lane::ALL {

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Pipeline, render::Rendering, settle::Settlement};
+use super::{Fate, Pipeline, render::Rendering, settle::Settlement};
 use crate::{
     broker::Delivery,
     email::{
@@ -85,6 +85,11 @@ impl<'a> Message<'a> {
         self.unknown
     }
 
+    /// Whether it may not be sent any more.
+    pub(super) fn is_expired(&self) -> bool {
+        self.request.expires_at.is_some_and(|at| at <= Utc::now())
+    }
+
     /// When the mail's age begins to count.
     pub(super) fn age_since(&self) -> DateTime<Utc> {
         self.request.not_before.map_or(self.published_at, |at| at.max(self.published_at))
@@ -106,7 +111,10 @@ impl<'a> Message<'a> {
         if let Err(bad) = &self.recipients[index].address {
             return Initial::Fail(Reason::BadAddress, bad.error.to_string());
         }
-        if let Err((reason, error)) = &self.rendering.words {
+        // One that is claimed all the same has the words of an earlier try.
+        if let Err((reason, error)) = &self.rendering.words
+            && claimed != Some(index)
+        {
             return Initial::Fail(*reason, error.clone());
         }
         if self.request.expires_at.is_some_and(|at| at <= now) {
@@ -208,7 +216,7 @@ impl Pipeline {
             now,
             message.envelope.may_be_known(),
         );
-        match self.claim(&asked).await {
+        match self.claim(message, &asked).await {
             Some(Ok(Admission::Known(standings))) => Ok((standings, place)),
             Some(Ok(Admission::OldCopy)) => Err(Settlement::Ack("duplicate")),
             Some(Ok(Admission::Conflict { stored })) => {
@@ -226,15 +234,26 @@ impl Pipeline {
         }
     }
 
-    /// Claims one more recipient. Nothing: the daemon stops.
-    pub(super) async fn admit_one(&self, message: &Message<'_>, index: usize) -> Option<(Standing, Option<Place>)> {
-        let place = self.place(message).await?;
+    /// Claims one more recipient, with this place or another. The error is what becomes of it instead.
+    pub(super) async fn admit_one(
+        &self,
+        message: &Message<'_>,
+        index: usize,
+        place: Option<Place>,
+    ) -> Result<(Standing, Option<Place>), Fate> {
+        let place = match place {
+            Some(place) => place,
+            None => self.place(message).await.ok_or(Fate::HandBack)?,
+        };
         let now = Utc::now();
         let asked = message.claim_request(index..=index, Some(index), &self.mail.message_id_domain, now, true);
-        match self.claim(&asked).await? {
-            Ok(Admission::Known(mut standings)) => Some((standings.pop()?, Some(place))),
-            // The request was ours a moment ago; whatever this is, a redelivery will see it whole.
-            Ok(Admission::OldCopy | Admission::Conflict { .. }) | Err(_) => None,
+        match self.claim(message, &asked).await.ok_or(Fate::HandBack)? {
+            Ok(Admission::Known(mut standings)) => match standings.pop() {
+                Some(standing) => Ok((standing, Some(place))),
+                None => Err(Fate::Wait(Duration::ZERO)),
+            },
+            // The request was ours a moment ago; whatever this is, a later copy will see it whole.
+            Ok(Admission::OldCopy | Admission::Conflict { .. }) | Err(_) => Err(Fate::Wait(Duration::ZERO)),
         }
     }
 
@@ -249,7 +268,7 @@ impl Pipeline {
     }
 
     /// Asks the store for a claim for as long as it is away. The error is one of the data; nothing: the daemon stops.
-    async fn claim(&self, request: &Arc<ClaimRequest>) -> Option<Result<Admission, StoreError>> {
+    async fn claim(&self, message: &Message<'_>, request: &Arc<ClaimRequest>) -> Option<Result<Admission, StoreError>> {
         loop {
             if !self.store.lease_is_good() {
                 // Somebody else may think us gone: prove otherwise before touching anything.
@@ -257,7 +276,12 @@ impl Pipeline {
             }
             match self.store.claim(request).await {
                 Ok(admission) => return Some(Ok(admission)),
-                Err(error) if error.is_away() => self.wait_for_store(&error).await?,
+                Err(error) if error.is_away() => tokio::select! {
+                    // Somebody else has the message by now.
+                    () = message.gone.cancelled() => return None,
+                    waited = self.wait_for_store(&error) => waited?,
+                },
+                Err(StoreError::Repeat(_)) => {}
                 Err(error) => return Some(Err(error)),
             }
         }

@@ -2,9 +2,10 @@
 //!
 //! Invariant: from the first SMTP byte to the committed outcome nothing here is cancelled; a shutdown waits for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 
 use super::{Fate, Pipeline, admit::Message};
 use crate::{
@@ -12,11 +13,13 @@ use crate::{
     mime,
     retry::{self, Verdict},
     smtp::{OutgoingMail, Place, classify},
-    store::{Claim, Finish, NewStatus, OutcomeRow, Words},
+    store::{Claim, Finish, NewStatus, OutcomeRow, StoreError, Words},
 };
 
 /// Connections that may turn out dead before MAIL was accepted, until the mail is put off instead.
 const STALE_CONNECTIONS_MAX: u32 = 3;
+/// How long a claimed mail may wait for another connection.
+const ANOTHER_PLACE_WAIT: Duration = Duration::from_secs(5);
 /// Beyond this a message is built on a thread that may block.
 const BUILD_INLINE_BYTES_MAX: usize = 256 * 1024;
 /// Kept of an error's words.
@@ -29,24 +32,49 @@ struct Tried {
     ended_at: DateTime<Utc>,
 }
 
+impl Tried {
+    fn without_relay(outcome: Outcome) -> Self {
+        Self { outcome, relay: String::new(), ended_at: Utc::now() }
+    }
+
+    fn not_begun(why: &str) -> Self {
+        let error = format!("not begun: {why}");
+        Self::without_relay(Outcome::Deferred { phase: Phase::Mail, reply: None, error, counted: false })
+    }
+}
+
 impl Pipeline {
     pub(super) async fn deliver(&self, message: &Message<'_>, index: usize, claim: Claim, place: Place) -> Fate {
         let lane = message.lane();
-        let tried = match self.build(message, index, &claim).await {
-            Ok((to, bytes)) => self.send(message, &to, &bytes, place).await,
-            Err(error) => Tried {
-                outcome: Outcome::Rejected { phase: Phase::Mail, reply: None, error },
-                relay: String::new(),
-                ended_at: Utc::now(),
-            },
+        // A panic must not leave the row in `sending` under a lease that this daemon goes on renewing.
+        let built = AssertUnwindSafe(self.build(message, index, &claim)).catch_unwind().await;
+        let tried = match built {
+            Ok(Ok((to, bytes))) => {
+                let sent = AssertUnwindSafe(self.send(message, &to, &bytes, place)).catch_unwind().await;
+                sent.unwrap_or_else(|_| {
+                    tracing::error!("sending panicked: the outcome is unknown");
+                    Tried::without_relay(Outcome::Unknown { error: "a stage panicked while sending".to_owned() })
+                })
+            }
+            Ok(Err(error)) => Tried::without_relay(Outcome::Rejected { phase: Phase::Mail, reply: None, error }),
+            Err(_) => {
+                tracing::error!("building the message panicked");
+                let error = "a stage panicked while the message was built".to_owned();
+                Tried::without_relay(Outcome::Deferred { phase: Phase::Mail, reply: None, error, counted: true })
+            }
         };
         let verdict = self.decide(message, &claim, &tried);
         let latency = (tried.ended_at - message.published_at).to_std().unwrap_or_default();
-        let row = outcome_row(&claim, &tried, &verdict, latency);
+        let mut row = outcome_row(&claim, &tried, &verdict, latency);
         let error = row.error.clone().unwrap_or_default();
         let finish = loop {
             match self.store.finish(lane, row.clone()).await {
                 Ok(finish) => break finish,
+                Err(error @ StoreError::Data { .. }) if row.error.is_some() || row.reply.is_some() => {
+                    // Something in the relay's words cannot be stored; the outcome itself can.
+                    tracing::warn!(%error, "recording the outcome without the relay's words");
+                    (row.error, row.reply) = (None, None);
+                }
                 // The relay has been spoken to: giving up now would make the outcome unknown. Shutdown's grace bounds this.
                 Err(error) => {
                     self.store.note_away(&error);
@@ -79,6 +107,13 @@ impl Pipeline {
         let mut place = place;
         let mut stale = 0;
         loop {
+            // The claim, or the wait for another connection, may have taken until past either.
+            if message.is_expired() {
+                return Tried::not_begun("it is past expires_at");
+            }
+            if !self.store.lease_is_good() {
+                return Tried::not_begun("this daemon's lease could not be renewed in time");
+            }
             let relay = place.relay_name().to_owned();
             let report = place.send(&mail).await;
             let ended_at = Utc::now();
@@ -86,7 +121,8 @@ impl Pipeline {
             if nothing_happened && stale < STALE_CONNECTIONS_MAX {
                 // An idle connection that the relay had closed meanwhile. Nothing can have been accepted.
                 stale += 1;
-                if let Some(other) = self.place(message).await {
+                // Not for long: the row says `sending`, and what is put off can be looked at afresh.
+                if let Ok(Some(other)) = tokio::time::timeout(ANOTHER_PLACE_WAIT, self.place(message)).await {
                     place = other;
                     continue;
                 }

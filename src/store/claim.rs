@@ -18,7 +18,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use self::readmit::readmit;
-use super::{Store, StoreError, standing::UnknownRule};
+use super::{Store, StoreError, standing::UnknownRule, within_limit};
 use crate::email::{Lane, PayloadHash, Reason, Status};
 
 /// One delivery's request with all its recipients, ready to be written.
@@ -206,22 +206,16 @@ impl Store {
     /// [`StoreError::Away`]: nothing is known; ask again later, with the same tokens. [`StoreError::Data`]: the database
     /// will never take this request.
     pub async fn claim(&self, request: &Arc<ClaimRequest>) -> Result<Admission, StoreError> {
-        let lane = request.facts.lane;
         if !request.may_be_known
             && let Some(admission) = self.insert(request).await?
         {
             return Ok(admission);
         }
         loop {
-            let mut tx = self.pool_of(lane).begin().await?;
-            match readmit(&mut tx, request, self.worker_id).await {
-                Ok(Some(admission)) => {
-                    tx.commit().await?;
-                    return Ok(admission);
-                }
+            match within_limit(self.readmit_once(request)).await {
+                Ok(Some(admission)) => return Ok(admission),
                 Ok(None) => {
                     // Known when we inserted and gone now, or a copy of a request that retention has deleted.
-                    drop(tx);
                     if let Some(admission) = self.insert(request).await? {
                         return Ok(admission);
                     }
@@ -230,6 +224,15 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    async fn readmit_once(&self, request: &ClaimRequest) -> Result<Option<Admission>, StoreError> {
+        let mut tx = self.pool_of(request.facts.lane).begin().await?;
+        let admission = readmit(&mut tx, request, self.worker_id).await?;
+        if admission.is_some() {
+            tx.commit().await?;
+        }
+        Ok(admission)
     }
 
     async fn insert(&self, request: &Arc<ClaimRequest>) -> Result<Option<Admission>, StoreError> {

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::StoreError;
+use super::{StoreError, within_limit};
 
 /// Rows in one statement at most: beyond this a batch only takes longer.
 const BATCH_MAX: usize = 128;
@@ -95,7 +95,7 @@ where
 {
     let mut repeats = 0;
     loop {
-        match run(Arc::clone(rows)).await {
+        match within_limit(run(Arc::clone(rows))).await {
             Err(StoreError::Repeat(why)) if repeats < REPEATS_MAX => {
                 repeats += 1;
                 tracing::debug!(why, repeats, "repeating a batch");

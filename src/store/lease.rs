@@ -11,7 +11,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, within_limit};
 
 /// What this daemon knows of its own lease.
 pub(super) struct Lease {
@@ -41,14 +41,14 @@ impl Store {
         let began = Instant::now();
         let seconds = self.lease.length.as_secs_f64();
         // The fast lane's connections: renewing must not queue behind a flood of other lanes' work.
-        sqlx::query!(
+        let renewing = sqlx::query!(
             "insert into email_workers (id, lease_until) values ($1, now() + make_interval(secs => $2))
              on conflict (id) do update set lease_until = excluded.lease_until",
             self.worker_id,
             seconds
         )
-        .execute(&self.fast_pool)
-        .await?;
+        .execute(&self.fast_pool);
+        within_limit(async { Ok(renewing.await?) }).await?;
         *self.lease.good_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(began + self.lease.length);
         Ok(())
     }

@@ -50,4 +50,8 @@ mod command_line;
 
 mod broker_fixed_version;
 
+mod broker_one_connection;
+
+mod broker_suppressed;
+
 mod broker_readme_program;

@@ -43,11 +43,14 @@ pub(super) async fn readmit(
         r#"select m.id, m.recipient_hash, m.status, m.held, m.token, m.message_id, m.attempts, m.deferrals, m.reason,
             m.error_message, m.subject, m.html_content, m.text_content, m.settlement = 'pending' as "settlement_pending!",
             coalesce(extract(epoch from m.due_at - now()), 0)::float8 as "due_in!",
-            coalesce(w.lease_until > now(), false) as "lease_live!"
+            coalesce(w.lease_until > now(), false) as "lease_live!", s.reason as "suppressed?"
            from email_messages m left join email_workers w on w.id = m.worker_id
+           left join suppressions s on s.address_hash = m.recipient_hash
+            and ($3 or s.reason in ('hard_bounce', 'complaint')) and (s.expires_at is null or s.expires_at > now())
            where m.request_id = $1 and m.recipient_hash = any($2) order by m.ordinal for update of m"#,
         facts.id,
-        &asked
+        &asked,
+        request.marketing
     )
     .fetch_all(&mut *tx)
     .await?;
@@ -93,6 +96,17 @@ pub(super) async fn readmit(
                 fail_row(tx, row.id, *reason, error).await?;
                 Standing::Failed { reason: *reason, error: error.clone(), attempts: row.attempts }
             }
+            (Finding::Claimable, _) if row.suppressed.is_some() => {
+                suppress_row(tx, row.id, row.suppressed.as_deref().unwrap_or_default()).await?;
+                Standing::Stopped(Status::Suppressed)
+            }
+            // The daemon's clock is ahead of the database's.
+            (Finding::Claimable, Initial::Expired) => {
+                expire_row(tx, row.id).await?;
+                Standing::Stopped(Status::Expired)
+            }
+            // And here it is behind.
+            (Finding::Claimable, Initial::NotBefore(_)) => Standing::NotDue(CLOCK_SKEW),
             (Finding::OwnClaim, Initial::Claim(token)) => Standing::Claimed(claim(*token)),
             (Finding::Claimable, Initial::Claim(token)) => {
                 let fresh = if words.is_none() { recipient.words.as_deref() } else { None };
@@ -131,6 +145,8 @@ pub(super) async fn readmit(
     Ok(Some(Admission::Known(standings)))
 }
 
+/// How soon a mail is looked at again whose time has come by the database's clock only.
+const CLOCK_SKEW: Duration = Duration::from_secs(1);
 const LOST_WORKER: &str = "the daemon that was sending it is gone; the relay may or may not have accepted it";
 
 async fn take_row(
@@ -197,6 +213,19 @@ async fn mark_unknown(tx: &mut PgConnection, id: Uuid, wait: Option<Duration>) -
     .execute(&mut *tx)
     .await?;
     timeline(tx, id, "unknown", LOST_WORKER).await
+}
+
+async fn suppress_row(tx: &mut PgConnection, id: Uuid, reason: &str) -> Result<(), StoreError> {
+    let error = format!("on the suppression list: {reason}");
+    sqlx::query!(
+        "update email_messages set status = 'suppressed', due_at = null, settlement = 'none', error_message = $2,
+            updated_at = now() where id = $1",
+        id,
+        error
+    )
+    .execute(&mut *tx)
+    .await?;
+    timeline(tx, id, "suppressed", &error).await
 }
 
 async fn expire_row(tx: &mut PgConnection, id: Uuid) -> Result<(), StoreError> {
