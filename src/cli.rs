@@ -1,7 +1,17 @@
 //! The command line: what people type, and what they see.
 //!
 //! Exit codes: 0 done, 1 something failed, 2 the command line is wrong, 78 the settings are wrong (`EX_CONFIG`).
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line prints")]
+#![allow(clippy::print_stderr, reason = "a command line prints")]
+
+/// Prints to standard output. A reader that has seen enough (`| head`) ends the command, and that is no fault.
+macro_rules! out {
+    ($($arg:tt)*) => { crate::cli::write_out(&format!($($arg)*)) };
+}
+
+/// The same with a line end.
+macro_rules! outln {
+    ($($arg:tt)*) => { crate::cli::write_out(&format!("{}\n", format_args!($($arg)*))) };
+}
 
 /// `postrider publish`.
 mod publish;
@@ -15,9 +25,9 @@ mod audit;
 /// `postrider check`.
 mod check;
 
-use std::{fmt::Display, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{fmt::Display, io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
@@ -37,15 +47,15 @@ const EXIT_CONFIG: u8 = 78;
 #[command(version, about, propagate_version = true, after_help = EXAMPLES)]
 pub struct Cli {
     /// TOML file for what is structured (lanes, relays, ladders); the environment wins over it.
-    #[arg(long, global = true, value_name = "FILE", env = "POSTRIDER_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "POSTRIDER_CONFIG", help_heading = "Global options")]
     config: Option<PathBuf>,
 
     /// How to print results.
-    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table)]
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table, help_heading = "Global options")]
     output: OutputFormat,
 
     /// The same as --output json.
-    #[arg(long = "json-output", visible_alias = "json", global = true)]
+    #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
 
     #[command(subcommand)]
@@ -54,13 +64,15 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  postrider check                                    are settings, broker, database and relay in order?
-  postrider migrate && postrider run                 bring the schema up to date, then carry mail
-  postrider publish --template support_ticket_created --to ada@example.bj --sample
-  postrider messages --to ada@example.bj             did she get it?
-  postrider dead list --reason missing_variable      what failed for good, and why
+  postrider check                         is everything in order?
+  postrider migrate && postrider run      update the schema, then carry mail
+  postrider publish --template support_ticket_created \\
+      --to ada@example.bj --sample
+  postrider messages --to ada@example.bj  did she get it?
+  postrider dead list                     what failed for good, and why
 
-Settings come from the environment (see .env.example); NAME_FILE reads NAME from a file.";
+Settings come from the environment (see .env.example); NAME_FILE reads NAME
+from a file. Exit codes: 0 done, 1 failed, 2 wrong command line, 78 wrong settings.";
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -91,6 +103,25 @@ enum Command {
     Check,
 }
 
+fn write_out(text: &str) {
+    if std::io::stdout().write_all(text.as_bytes()).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// The error and its causes, but for causes that the words before them have told already.
+fn words_of(error: &anyhow::Error) -> String {
+    let mut words = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if words.is_empty() {
+            words = cause;
+        } else if !words.contains(&cause) {
+            words = format!("{words}: {cause}");
+        }
+    }
+    words
+}
+
 /// What every command works with.
 struct Session {
     settings: Settings,
@@ -115,7 +146,7 @@ pub async fn main(cli: Cli) -> ExitCode {
             eprintln!("{faults}");
             return ExitCode::from(EXIT_CONFIG);
         }
-        eprintln!("postrider: {error:#}");
+        eprintln!("postrider: {}", words_of(&error));
         ExitCode::FAILURE
     })
 }
@@ -133,23 +164,35 @@ impl Session {
 
     /// A store for commands that never hash an address, so that `EMAIL_HASH_KEY` is not asked for.
     async fn store_without_key(&self) -> anyhow::Result<Arc<Store>> {
-        Self::open(StoreConfig {
+        Self::open(self.keyless()?).await
+    }
+
+    fn keyless(&self) -> anyhow::Result<StoreConfig> {
+        Ok(StoreConfig {
             url: self.settings.database_url()?,
             connections_max: 2,
             fast_connections_max: 1,
             hash_key: SecretString::from(String::new()),
         })
-        .await
     }
 
     async fn open(config: StoreConfig) -> anyhow::Result<Arc<Store>> {
-        let store = Store::new(&config, std::time::Duration::from_secs(30))?;
-        store.ping().await.context("DATABASE_URL")?;
+        let store = Self::connect(&config).await?;
+        let missing = store.migrations_missing().await?;
+        if !missing.is_empty() {
+            bail!("the database lacks {}: run `postrider migrate`", missing.join(", "));
+        }
+        Ok(store)
+    }
+
+    async fn connect(config: &StoreConfig) -> anyhow::Result<Arc<Store>> {
+        let store = Store::new(config, std::time::Duration::from_secs(30))?;
+        store.connect_once().await.context("DATABASE_URL")?;
         Ok(store)
     }
 
     fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-        println!("{}", serde_json::to_string_pretty(value)?);
+        outln!("{}", serde_json::to_string_pretty(value)?);
         Ok(())
     }
 }
@@ -175,15 +218,15 @@ async fn run(context: &Session) -> anyhow::Result<ExitCode> {
 
 async fn migrate(context: &Session) -> anyhow::Result<ExitCode> {
     context.log_quietly();
-    let store = context.store_without_key().await?;
+    let store = Session::connect(&context.keyless()?).await?;
     let missing = store.migrations_missing().await?;
     store.migrate().await.context("the schema could not be brought up to date; what was applied before stays")?;
     if context.is_json {
         Session::print_json(&serde_json::json!({ "applied": missing }))?;
     } else if missing.is_empty() {
-        println!("The schema is up to date.");
+        outln!("The schema is up to date.");
     } else {
-        println!("Applied: {}.", missing.join(", "));
+        outln!("Applied: {}.", missing.join(", "));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Session, or_dash, table};
 use crate::{
-    email::EmailAddress,
+    email::{EmailAddress, Reason},
     http::message_json,
     store::{
         dead::{DeadFilter, DeadLetter, DeadSummary},
@@ -31,7 +31,7 @@ pub(super) struct MessagesArgs {
     /// Mails of this request; may be given several times.
     #[arg(long = "request", value_name = "UUID")]
     requests: Vec<Uuid>,
-    /// At most this many, newest first.
+    /// At most this many, newest first; 1 to 10000.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=10_000))]
     limit: i64,
 }
@@ -57,13 +57,18 @@ pub(super) async fn messages(context: &Session, args: MessagesArgs) -> anyhow::R
         return Ok(ExitCode::SUCCESS);
     }
     if page.items.is_empty() {
-        println!("No mails.");
+        outln!(
+            "No mails. A request that waits for a relay has no row yet, and one that could not be read has none: see \
+             `postrider dead list`."
+        );
         return Ok(ExitCode::SUCCESS);
     }
-    let mut rows = table(&["CREATED", "TEMPLATE", "LANE", "RECIPIENT", "STATUS", "TRIES", "MS", "SUBJECT OR ERROR"]);
+    let mut rows =
+        table(&["CREATED", "REQUEST", "TEMPLATE", "LANE", "RECIPIENT", "STATUS", "TRIES", "MS", "SUBJECT OR ERROR"]);
     for m in &page.items {
         rows.add_row([
             m.created_at.format("%Y-%m-%d %H:%M:%S").to_string(),
+            m.request_id.to_string(),
             m.template_key.clone(),
             m.lane.clone(),
             or_dash(m.to.as_deref()),
@@ -73,11 +78,11 @@ pub(super) async fn messages(context: &Session, args: MessagesArgs) -> anyhow::R
             one_line(m.error.as_deref().or(m.subject.as_deref()).unwrap_or("-")),
         ]);
     }
-    println!("{rows}");
+    outln!("{rows}");
     let shown = page.items.len();
     if i64::try_from(shown).is_ok_and(|shown| shown < page.total) {
         let more = if page.total_is_exact { "" } else { "more than " };
-        println!("{shown} of {more}{}; --limit shows more.", page.total);
+        outln!("{shown} of {more}{}; --limit shows more.", page.total);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -86,8 +91,8 @@ pub(super) async fn messages(context: &Session, args: MessagesArgs) -> anyhow::R
 pub(super) enum DeadCommand {
     /// List dead letters, newest first.
     List {
-        /// Of this reason, for instance `missing_variable`.
-        #[arg(long)]
+        /// Of this reason.
+        #[arg(long, value_parser = PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.name())))]
         reason: Option<String>,
         /// Of this template.
         #[arg(long)]
@@ -132,7 +137,7 @@ fn list(context: &Session, items: &[DeadSummary], total: i64) -> anyhow::Result<
         return Session::print_json(&json!({ "items": items, "total": total }));
     }
     if items.is_empty() {
-        println!("No dead letters.");
+        outln!("No dead letters match.");
         return Ok(());
     }
     let mut rows = table(&["ID", "FAILED", "REASON", "TEMPLATE", "LANE", "TRIES", "ERROR"]);
@@ -147,9 +152,9 @@ fn list(context: &Session, items: &[DeadSummary], total: i64) -> anyhow::Result<
             one_line(letter.error.as_deref().unwrap_or("-")),
         ]);
     }
-    println!("{rows}");
+    outln!("{rows}");
     if i64::try_from(items.len()).is_ok_and(|shown| shown < total) {
-        println!("{} of {total}; --limit shows more.", items.len());
+        outln!("{} of {total}; --limit shows more.", items.len());
     }
     Ok(())
 }
@@ -167,31 +172,31 @@ fn show(context: &Session, letter: &DeadLetter) -> anyhow::Result<()> {
         return Session::print_json(&all);
     }
     let s = &letter.summary;
-    println!("Dead letter  {}", s.id);
-    println!("Reason       {}", s.reason);
-    println!("Error        {}", s.error.as_deref().unwrap_or("-"));
-    println!("Request      {}", or_dash(s.request_id));
-    println!("Source       {}", or_dash(s.source.as_deref()));
-    println!("Template     {}", or_dash(s.template_key.as_deref()));
-    println!("Lane         {}", or_dash(s.lane.as_deref()));
-    println!("Routing key  {}", or_dash(letter.routing_key.as_deref()));
-    println!("Tries        {}", or_dash(s.attempts));
-    println!("First seen   {}", or_dash(letter.first_at));
-    println!("Failed       {}", s.at);
-    println!("State        {}", s.state);
+    outln!("Dead letter  {}", s.id);
+    outln!("Reason       {}", s.reason);
+    outln!("Error        {}", s.error.as_deref().unwrap_or("-"));
+    outln!("Request      {}", or_dash(s.request_id));
+    outln!("Source       {}", or_dash(s.source.as_deref()));
+    outln!("Template     {}", or_dash(s.template_key.as_deref()));
+    outln!("Lane         {}", or_dash(s.lane.as_deref()));
+    outln!("Routing key  {}", or_dash(letter.routing_key.as_deref()));
+    outln!("Tries        {}", or_dash(s.attempts));
+    outln!("First seen   {}", or_dash(letter.first_at));
+    outln!("Failed       {}", s.at);
+    outln!("State        {}", s.state);
     for (title, header) in [("Recipients", "x-recipients"), ("History", "x-history")] {
         let lines = letter.headers.get(header).and_then(Value::as_str).and_then(|t| serde_json::from_str(t).ok());
         if let Some(Value::Array(lines)) = lines.filter(|l: &Value| l.as_array().is_some_and(|l| !l.is_empty())) {
-            println!("\n{title}");
+            outln!("\n{title}");
             for line in lines {
-                println!("  {}", readable(&line));
+                outln!("  {}", readable(&line));
             }
         }
     }
-    println!("\nContent ({} bytes)", letter.body_bytes);
+    outln!("\nContent ({} bytes)", letter.body_bytes);
     match &content {
-        Value::String(text) => println!("{text}"),
-        other => println!("{}", serde_json::to_string_pretty(other)?),
+        Value::String(text) => outln!("{text}"),
+        other => outln!("{}", serde_json::to_string_pretty(other)?),
     }
     Ok(())
 }
@@ -226,7 +231,11 @@ fn content(letter: &DeadLetter) -> Value {
             }
             json
         }
-        None => Value::String(format!("{} ...", String::from_utf8_lossy(&body[..body.len().min(200)]).escape_debug())),
+        None => {
+            let start = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+            let shown: String = start.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect();
+            Value::String(if body.len() > 200 { format!("{shown} ...") } else { shown })
+        }
     }
 }
 

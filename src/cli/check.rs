@@ -43,12 +43,12 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     } else {
         for finding in &findings {
             match &finding.result {
-                Ok(words) => println!("ok     {:<12} {words}", finding.what),
-                Err(words) => println!("WRONG  {:<12} {words}", finding.what),
+                Ok(words) => outln!("ok     {:<12} {words}", finding.what),
+                Err(words) => outln!("WRONG  {:<12} {words}", finding.what),
             }
         }
         for warning in &config.warnings {
-            println!("note   {warning}");
+            outln!("note   {warning}");
         }
     }
     Ok(if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -76,6 +76,9 @@ async fn database(config: &Config) -> (Result<String, String>, Result<String, St
         Ok(store) => store,
         Err(error) => return (Err(format!("DATABASE_URL: {error}")), unknown()),
     };
+    if let Err(error) = store.connect_once().await {
+        return (Err(format!("DATABASE_URL: {error}")), unknown());
+    }
     let missing = match store.migrations_missing().await {
         Ok(missing) => missing,
         Err(error) => return (Err(format!("DATABASE_URL: {error}")), unknown()),

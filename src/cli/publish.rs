@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::Session;
 use crate::{
     broker::{Link, Outgoing, Publisher, link::Purpose, topology},
-    email::{Priority, attachment::FileType},
+    email::{EmailAddress, Priority, attachment::FileType},
     publish::{self, Draft},
     templates::{parse_manifest, read_folder},
     wire,
@@ -34,13 +34,16 @@ const PROGRESS_FROM: usize = 100;
     group = ArgGroup::new("what").required(true).args(["template", "request", "lines"]),
     after_help = "\
 Examples:
-  postrider publish --template support_ticket_created --source support --priority P1 --to ada@example.bj \\
-      --var ticket_number=4711 --var title='No signal' --var priority=P2 --var support_link=https://support.example.bj
-  postrider publish --template billing_invoice_monthly --to a@example.bj,b@example.bj --sample --attach invoice.pdf
-  postrider publish --request invoice.json           one request in protobuf's JSON mapping; - reads standard input
-  postrider publish --lines invoices.jsonl           many, one a line
+  postrider publish --template support_ticket_created --to ada@example.bj \\
+      --var ticket_number=4711 --var title='No signal' --var priority=P2 \\
+      --var support_link=https://support.example.bj
+  postrider publish --template billing_invoice_monthly --sample \\
+      --to a@example.bj,b@example.bj --attach invoice.pdf
+  postrider publish --request invoice.json   one request as JSON; - is stdin
+  postrider publish --lines invoices.jsonl   many, one a line
 
-A request that is published again with the same requestId is sent once. Exit code 0: the broker has confirmed all."
+A request that is published again with the same requestId is sent once.
+Exit code 0: the broker has confirmed all. --json prints one object a line."
 )]
 pub(super) struct Args {
     /// Build a request for this template.
@@ -107,10 +110,14 @@ pub(super) async fn run(context: &Session, args: Args) -> anyhow::Result<ExitCod
         .map(|(id, outgoing)| {
             let (publisher, bar) = (&publisher, &bar);
             async move {
-                publisher
-                    .publish(outgoing)
-                    .await
-                    .with_context(|| format!("request {id} was not confirmed; publishing it again is safe"))?;
+                publisher.publish(outgoing).await.map_err(|error| {
+                    let hint = if error.is_missing_object() {
+                        "the exchange is not there: has `postrider run` declared it in this virtual host?"
+                    } else {
+                        "publishing it again is safe"
+                    };
+                    anyhow!("request {id} was not confirmed; {hint} ({error})")
+                })?;
                 bar.inc(1);
                 anyhow::Ok(json!({ "request_id": id, "routing_key": outgoing.routing_key }))
             }
@@ -122,12 +129,14 @@ pub(super) async fn run(context: &Session, args: Args) -> anyhow::Result<ExitCod
     link.close().await;
     if context.is_json {
         for line in &published {
-            println!("{line}");
+            outln!("{line}");
         }
     } else if let [one] = published.as_slice() {
-        println!("Published {} as {}.", text(one, "request_id"), text(one, "routing_key"));
+        let id = text(one, "request_id");
+        outln!("Published {id} as {}.", text(one, "routing_key"));
+        outln!("What becomes of it: postrider messages --request {id}");
     } else {
-        println!("Published {} requests; the broker has confirmed them all.", published.len());
+        outln!("Published {} requests; the broker has confirmed them all.", published.len());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -159,7 +168,8 @@ fn lines(file: &Path) -> anyhow::Result<Vec<wire::EmailRequest>> {
     for (index, line) in all.lines().enumerate() {
         let line = line.with_context(|| format!("line {}", index + 1))?;
         if !line.trim().is_empty() {
-            let request = wire::from_json(line.as_bytes()).with_context(|| format!("line {}", index + 1))?;
+            let place = || format!("{}, line {} (nothing was published)", file.display(), index + 1);
+            let request = wire::from_json(line.as_bytes()).with_context(place)?;
             requests.push(request);
         }
     }
@@ -172,7 +182,10 @@ fn lines(file: &Path) -> anyhow::Result<Vec<wire::EmailRequest>> {
 fn from_flags(context: &Session, args: &Args) -> anyhow::Result<wire::EmailRequest> {
     let key = args.template.clone().unwrap_or_default();
     let mut variables = Map::new();
-    let (mut category, mut usual) = (None, None);
+    let (mut category, mut usual, mut required) = (None, None, Vec::new());
+    for address in &args.to {
+        EmailAddress::parse(address).with_context(|| format!("--to {address}"))?;
+    }
     if args.sample || args.source.is_none() || args.priority.is_none() {
         let folder = context.settings.templates_dir()?;
         let known = read_folder(&folder).map_err(|error| anyhow!("EMAIL_TEMPLATES_DIR: {error}"))?;
@@ -186,6 +199,7 @@ fn from_flags(context: &Session, args: &Args) -> anyhow::Result<wire::EmailReque
         if args.sample {
             variables = source.sample;
         }
+        required = manifest.required;
     }
     if let Some(file) = &args.variables_file {
         let given: Map<String, Value> =
@@ -197,6 +211,10 @@ fn from_flags(context: &Session, args: &Args) -> anyhow::Result<wire::EmailReque
             variable.split_once('=').with_context(|| format!("--var {variable:?} is not NAME=VALUE"))?;
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
         variables.insert(name.to_owned(), value);
+    }
+    required.retain(|name| variables.get(name).is_none_or(Value::is_null));
+    if !required.is_empty() {
+        bail!("{key} needs {}: give --var, --variables-file or --sample", required.join(", "));
     }
     let draft = Draft {
         request_id: args.request_id.unwrap_or_else(Uuid::new_v4),

@@ -76,10 +76,6 @@ fn folder_or_default(context: &Session, folder: Option<PathBuf>) -> anyhow::Resu
 async fn sync(context: &Session, folder: Option<PathBuf>, activate: bool) -> anyhow::Result<ExitCode> {
     let folder = folder_or_default(context, folder)?;
     let store = context.store_without_key().await?;
-    let missing = store.migrations_missing().await?;
-    if !missing.is_empty() {
-        bail!("the database lacks {}: run `postrider migrate`", missing.join(", "));
-    }
     let tries_default = context.settings.pipeline().map_or(3, |p| p.tries_default);
     let synced = reload::sync_folder(&store, &folder, tries_default, activate).await?;
     if context.is_json {
@@ -90,9 +86,9 @@ async fn sync(context: &Session, folder: Option<PathBuf>, activate: bool) -> any
     for one in &synced {
         rows.add_row([one.key.as_str(), &one.version.to_string(), one.result]);
     }
-    println!("{rows}");
+    outln!("{rows}");
     if synced.iter().any(|one| one.result == "draft") {
-        println!("Drafts are not sent; `templates sync --activate` makes them active.");
+        outln!("Drafts are not sent; `templates sync --activate` makes them active.");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -100,6 +96,9 @@ async fn sync(context: &Session, folder: Option<PathBuf>, activate: bool) -> any
 fn lint_folder(context: &Session, folder: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let folder = folder_or_default(context, folder)?;
     let sources = read_folder(&folder)?;
+    if sources.is_empty() {
+        bail!("{} holds no templates (no <key>/manifest.toml)", folder.display());
+    }
     let faults: Vec<(String, String)> = sources
         .iter()
         .flat_map(|source| lint(source).into_iter().map(|fault| (source.key.clone(), fault.to_string())))
@@ -108,10 +107,10 @@ fn lint_folder(context: &Session, folder: Option<PathBuf>) -> anyhow::Result<Exi
         let items: Vec<Value> = faults.iter().map(|(key, words)| json!({ "template": key, "fault": words })).collect();
         Session::print_json(&json!({ "templates": sources.len(), "items": items, "total": items.len() }))?;
     } else if faults.is_empty() {
-        println!("{} templates, no faults.", sources.len());
+        outln!("{} templates, no faults.", sources.len());
     } else {
         for (key, words) in &faults {
-            println!("{key}: {words}");
+            outln!("{key}: {words}");
         }
     }
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -146,13 +145,16 @@ fn render(
     };
     let mail = template.render(&variables, &system)?;
     match part {
-        Some(PartChoice::Subject) => println!("{}", mail.subject),
-        Some(PartChoice::Html) => print!("{}", mail.html),
-        Some(PartChoice::Text) => print!("{}", mail.text),
+        Some(PartChoice::Subject) if context.is_json => Session::print_json(&json!({ "subject": mail.subject }))?,
+        Some(PartChoice::Html) if context.is_json => Session::print_json(&json!({ "html": mail.html }))?,
+        Some(PartChoice::Text) if context.is_json => Session::print_json(&json!({ "text": mail.text }))?,
+        Some(PartChoice::Subject) => outln!("{}", mail.subject),
+        Some(PartChoice::Html) => out!("{}", mail.html),
+        Some(PartChoice::Text) => out!("{}", mail.text),
         None if context.is_json => {
             Session::print_json(&json!({ "subject": mail.subject, "html": mail.html, "text": mail.text }))?;
         }
-        None => print!("Subject: {}\n\n{}", mail.subject, mail.text),
+        None => out!("Subject: {}\n\n{}", mail.subject, mail.text),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,8 +1,11 @@
 //! RabbitMQ and PostgreSQL: for every run a virtual host and a database of its own, removed in the end.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow, ensure};
@@ -14,6 +17,11 @@ use sqlx::{
 use url::Url;
 
 use super::process;
+
+/// RabbitMQ gathers its statistics every five seconds.
+const STATISTICS_LIMIT: Duration = Duration::from_secs(12);
+/// Between two looks whether they are there.
+const STATISTICS_PAUSE: Duration = Duration::from_millis(200);
 
 /// The servers that the environment names.
 pub(crate) struct Services {
@@ -63,7 +71,7 @@ impl Services {
         let (amqp, api, database) = (url("TEST_AMQP_URL")?, url("TEST_RABBITMQ_API")?, url("TEST_DATABASE_URL")?);
         let http = reqwest::Client::new();
         let overview = get(&http, &api, "overview").await.context("TEST_RABBITMQ_API")?;
-        let nodes = get(&http, &api, "nodes").await.context("TEST_RABBITMQ_API")?;
+        let rabbitmq_pid = rabbitmq_pid(&http, &api).await.context("TEST_RABBITMQ_API")?;
         let admin = PgPoolOptions::new()
             .max_connections(1)
             .connect_with(database.as_str().parse::<PgConnectOptions>()?)
@@ -73,10 +81,7 @@ impl Services {
         let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&admin).await?;
         Ok(Self {
             rabbitmq: overview["rabbitmq_version"].as_str().unwrap_or("unknown").to_owned(),
-            rabbitmq_pid: nodes[0]["os_pid"]
-                .as_str()
-                .and_then(|pid| pid.parse().ok())
-                .filter(|&pid| process::is_program(pid, "beam.smp")),
+            rabbitmq_pid,
             postmaster_pid: u32::try_from(backend)
                 .ok()
                 .filter(|&pid| process::is_program(pid, "postgres"))
@@ -133,6 +138,22 @@ impl Services {
         let response = self.http.put(self.api.join(&format!("/api/{path}"))?).json(body).send().await?;
         ensure!(response.status().is_success(), "RabbitMQ's API answers {} to {path}", response.status());
         Ok(())
+    }
+}
+
+/// The broker's process, if it runs on this machine.
+async fn rabbitmq_pid(http: &reqwest::Client, api: &Url) -> anyhow::Result<Option<u32>> {
+    let begun = Instant::now();
+    loop {
+        let nodes = get(http, api, "nodes").await?;
+        if let Some(pid) = nodes[0]["os_pid"].as_str() {
+            return Ok(pid.parse().ok().filter(|&pid| process::is_program(pid, "beam.smp")));
+        }
+        // A node that has just started tells little of itself until it has gathered its statistics.
+        if begun.elapsed() > STATISTICS_LIMIT {
+            return Ok(None);
+        }
+        tokio::time::sleep(STATISTICS_PAUSE).await;
     }
 }
 
