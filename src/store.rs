@@ -222,15 +222,6 @@ impl Store {
         }
     }
 
-    /// Asks the database for a sign of life.
-    ///
-    /// # Errors
-    /// When it is away.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("select 1").execute(&self.pool).await?;
-        Ok(())
-    }
-
     /// Why the store counts as away, if it does; for readiness.
     #[must_use]
     pub fn away(&self) -> Option<String> {
