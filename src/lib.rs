@@ -40,6 +40,8 @@ pub mod metrics;
 
 pub mod telemetry;
 
+pub mod faults;
+
 pub mod config;
 
 pub mod cli;

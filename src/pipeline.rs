@@ -46,6 +46,7 @@ use crate::{
     broker::{Delivery, Publisher, Topology},
     config::{MailConfig, PipelineConfig},
     email::{EmailRequest, Envelope, PerLane, Reason, Status},
+    faults::{self, Point},
     metrics::Metrics,
     smtp::Relays,
     store::{Standing, Store},
@@ -110,6 +111,7 @@ impl Pipeline {
         );
         let _in_flight = self.metrics.in_flight(lane);
         async {
+            faults::reached(Point::Consumed);
             // The stages see a reference, so that a panic in one of them cannot swallow the delivery.
             let result = AssertUnwindSafe(self.process(&delivery)).catch_unwind().await;
             let settlement = result.unwrap_or_else(|panic| crashed(&delivery.envelope, panic.as_ref()));
@@ -126,6 +128,7 @@ impl Pipeline {
                 Ok(decoded) => decoded,
                 Err(malformed) => return Settlement::unreadable(Reason::Malformed, malformed.to_string()),
             };
+        faults::reached_by(Point::Decoded, request.id);
         let span = tracing::Span::current();
         span.record("request.id", tracing::field::display(request.id));
         span.record("template", request.template_key.as_str());
@@ -145,6 +148,7 @@ impl Pipeline {
         let Ok(rendering) = self.render(envelope, &request, published_at).await else {
             return Settlement::HandBack;
         };
+        faults::reached_by(Point::Rendered, request.id);
         self.metrics.accepted(envelope.lane, rendering.label());
         self.admit_and_deliver(delivery, &request, published_at, &rendering).await
     }

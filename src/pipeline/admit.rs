@@ -14,6 +14,7 @@ use crate::{
     email::{
         AttachmentContent, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind, UnknownPolicy,
     },
+    faults::{self, Point},
     smtp::Place,
     store::{
         Admission, AttachmentRow, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, StoreError,
@@ -275,7 +276,10 @@ impl Pipeline {
                 self.patiently(|| self.store.renew_lease()).await?;
             }
             match self.store.claim(request).await {
-                Ok(admission) => return Some(Ok(admission)),
+                Ok(admission) => {
+                    faults::reached_by(Point::Claimed, message.request.id);
+                    return Some(Ok(admission));
+                }
                 Err(error) if error.is_away() => tokio::select! {
                     // Somebody else has the message by now.
                     () = message.gone.cancelled() => return None,

@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use super::{Fate, Pipeline, admit::Message};
 use crate::{
     email::{AttachmentContent, EmailAddress, Outcome, Phase, Reason, Reply, SendReport, Status},
+    faults::{self, Point},
     mime,
     retry::{self, Verdict},
     smtp::{OutgoingMail, Place, classify},
@@ -67,6 +68,7 @@ impl Pipeline {
         let latency = (tried.ended_at - message.published_at).to_std().unwrap_or_default();
         let mut row = outcome_row(&claim, &tried, &verdict, latency);
         let error = row.error.clone().unwrap_or_default();
+        faults::reached(Point::OutcomeDue);
         let finish = loop {
             match self.store.finish(lane, row.clone()).await {
                 Ok(finish) => break finish,
@@ -82,6 +84,7 @@ impl Pipeline {
                 }
             }
         };
+        faults::reached(Point::OutcomeCommitted);
         self.tell(message, &tried, &verdict, latency);
         if finish == Finish::LeaseLost {
             tracing::warn!(message.id = %claim.id, "the lease ran out while sending; whoever took the row over decides");

@@ -20,6 +20,7 @@ use crate::{
         topology,
     },
     email::{EmailRequest, Lane, Reason, Status},
+    faults::{self, Point},
 };
 
 /// Longest pause between two tries to publish.
@@ -235,9 +236,11 @@ impl Pipeline {
             // Dropped unacknowledged: the broker delivers it again, to a daemon that can settle it.
             return;
         }
+        faults::reached(Point::AckDue);
         if let Err(error) = delivery.ack().await {
             tracing::info!(%error, "not acknowledged; the redelivery will be recognised");
         }
+        faults::reached(Point::Acked);
     }
 
     async fn delay(&self, delivery: &Delivery, delay: &Delay) -> bool {
@@ -331,6 +334,7 @@ impl Pipeline {
 
     /// Publishes for as long as it takes. False: the daemon stops first.
     async fn publish_patiently(&self, lane: Lane, outgoing: &Outgoing) -> bool {
+        faults::reached(Point::CopyDue);
         let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(PUBLISH_PAUSE_MAX).map(jitter);
         loop {
             let published = tokio::select! {
@@ -338,7 +342,10 @@ impl Pipeline {
                 // A publish that has begun is finished if the broker is there; a broker that is away is not waited for.
                 () = self.stopped_for(Duration::from_secs(5)) => return false,
             };
-            let Err(error) = published else { return true };
+            let Err(error) = published else {
+                faults::reached(Point::CopyConfirmed);
+                return true;
+            };
             tracing::warn!(%error, to = outgoing.routing_key, "could not publish; trying again");
             if error.is_missing_object() {
                 // Somebody has deleted the queue; no consumer of ours notices when it is one where mails only wait.

@@ -7,7 +7,10 @@
 use std::ops::Range;
 
 use super::{connection::Connection, content::ContentEncoder};
-use crate::email::{EmailAddress, LinkFault, Phase, Reply, SendReport};
+use crate::{
+    email::{EmailAddress, LinkFault, Phase, Reply, SendReport},
+    faults::{self, Point},
+};
 
 /// Content is written in pieces of this size; most mails fit into one, terminator included.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -50,7 +53,9 @@ async fn transact(connection: &mut Connection, mail: &OutgoingMail<'_>) -> Resul
         envelope_step_by_step(connection, mail).await?;
     }
     write_content(connection, mail).await?;
+    faults::reached(Point::FinalDot);
     let reply = connection.read_final_reply().await;
+    faults::reached(Point::Replied);
     judge(connection, mail, Phase::FinalDot, reply, &DONE)
 }
 
@@ -96,10 +101,13 @@ async fn envelope_step_by_step(connection: &mut Connection, mail: &OutgoingMail<
         finish_reset(connection, mail).await?;
     }
     let (sender, recipient) = (mail_command(connection, mail), rcpt_command(mail));
-    for (phase, command, wanted) in
-        [(Phase::Mail, sender.as_str(), DONE), (Phase::Rcpt, &recipient, DONE), (Phase::Data, "DATA\r\n", GO_AHEAD)]
-    {
+    for (phase, command, wanted, written) in [
+        (Phase::Mail, sender.as_str(), DONE, Point::Mail),
+        (Phase::Rcpt, &recipient, DONE, Point::Rcpt),
+        (Phase::Data, "DATA\r\n", GO_AHEAD, Point::Data),
+    ] {
         write(connection, phase, command.as_bytes(), 1).await?;
+        faults::reached(written);
         step(connection, mail, phase, &wanted).await?;
     }
     Ok(())
@@ -112,6 +120,7 @@ async fn envelope_in_one_flight(connection: &mut Connection, mail: &OutgoingMail
     let flight = format!("{reset}{}{}DATA\r\n", mail_command(connection, mail), rcpt_command(mail));
     let replies = if connection.needs_reset { 4 } else { 3 };
     write(connection, Phase::Mail, flight.as_bytes(), replies).await?;
+    faults::reached(Point::Data);
     if connection.needs_reset {
         finish_reset(connection, mail).await?;
     }
@@ -180,6 +189,7 @@ async fn write_content(connection: &mut Connection, mail: &OutgoingMail<'_>) -> 
         if is_last {
             return Ok(());
         }
+        faults::reached(Point::Content);
     }
 }
 

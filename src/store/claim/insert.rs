@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use super::{AttachmentRow, ClaimRequest, Initial, Inserted, NewRequest, RecipientClaim, RequestFacts, status_of};
-use crate::{email::Status, store::StoreError};
+use crate::{email::Status, faults, store::StoreError};
 
 /// Inserts a batch of requests with their messages; answers which were new, and how each message starts.
 pub(in crate::store) async fn insert_batch(
@@ -30,7 +30,7 @@ pub(in crate::store) async fn insert_batch(
             }
         }
     }
-    let rows = sqlx::query!(
+    let statement = sqlx::query!(
         r#"
         with new_request as (
             insert into email_requests (id, payload_hash, source, template_key, template_version, priority, lane, locale,
@@ -116,9 +116,15 @@ pub(in crate::store) async fn insert_batch(
         &a.content_id as _,
         &a.size_bytes,
         &a.sha256,
-    )
-    .fetch_all(pool)
-    .await?;
+    );
+    let rows = if faults::leaves_out_claim_commit() {
+        let mut tx = pool.begin().await?;
+        let rows = statement.fetch_all(&mut *tx).await?;
+        tx.rollback().await?;
+        rows
+    } else {
+        statement.fetch_all(pool).await?
+    };
 
     let mut answers: Vec<Inserted> = batch.iter().map(|_| None).collect();
     let mut rows = rows.into_iter().peekable();

@@ -1,0 +1,193 @@
+//! Faults on command, for the proof that the delivery contract holds: a test build can be told to die at a point of a
+//! message's path, or to leave out the commit of its claims.
+//!
+//! ```text
+//! POSTRIDER_DIE_AT=claimed            dies when a message comes there
+//! POSTRIDER_DIE_AT=claimed#17         dies when the 17th does
+//! POSTRIDER_DIE_AT=rendered@<uuid>    dies whenever that request does (points that know their request)
+//! POSTRIDER_LEAVE_OUT=claim_commit    claims are answered and rolled back: the contract is broken, and must be seen to be
+//! ```
+//!
+//! Invariant: a build without debug assertions, such as every release, reads none of this and holds none of it.
+
+use uuid::Uuid;
+
+/// A boundary on the path of one message, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// A delivery was taken from its queue; nothing is known of it.
+    Consumed,
+    /// Its bytes are a request.
+    Decoded,
+    /// It has subject and bodies.
+    Rendered,
+    /// The claim is committed; no byte of it has been sent.
+    Claimed,
+    /// MAIL was written.
+    Mail,
+    /// RCPT was written.
+    Rcpt,
+    /// DATA was written; with PIPELINING, together with MAIL and RCPT.
+    Data,
+    /// The first piece of the content was written, and it was not the last.
+    Content,
+    /// The last byte of the terminator was handed to the socket.
+    FinalDot,
+    /// The relay's reply to it was read.
+    Replied,
+    /// The outcome is about to be committed.
+    OutcomeDue,
+    /// The outcome is committed.
+    OutcomeCommitted,
+    /// A retry copy or dead letter is about to be published.
+    CopyDue,
+    /// The broker has confirmed it.
+    CopyConfirmed,
+    /// The delivery is about to be acknowledged.
+    AckDue,
+    /// The acknowledgement was written.
+    Acked,
+}
+
+impl Point {
+    /// All of them, in the order of the path.
+    pub const ALL: [Self; 16] = [
+        Self::Consumed,
+        Self::Decoded,
+        Self::Rendered,
+        Self::Claimed,
+        Self::Mail,
+        Self::Rcpt,
+        Self::Data,
+        Self::Content,
+        Self::FinalDot,
+        Self::Replied,
+        Self::OutcomeDue,
+        Self::OutcomeCommitted,
+        Self::CopyDue,
+        Self::CopyConfirmed,
+        Self::AckDue,
+        Self::Acked,
+    ];
+
+    /// As `POSTRIDER_DIE_AT` spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Consumed => "consumed",
+            Self::Decoded => "decoded",
+            Self::Rendered => "rendered",
+            Self::Claimed => "claimed",
+            Self::Mail => "mail",
+            Self::Rcpt => "rcpt",
+            Self::Data => "data",
+            Self::Content => "content",
+            Self::FinalDot => "final_dot",
+            Self::Replied => "replied",
+            Self::OutcomeDue => "outcome_due",
+            Self::OutcomeCommitted => "outcome_committed",
+            Self::CopyDue => "copy_due",
+            Self::CopyConfirmed => "copy_confirmed",
+            Self::AckDue => "ack_due",
+            Self::Acked => "acked",
+        }
+    }
+}
+
+/// A message has come to this point.
+pub(crate) fn reached(point: Point) {
+    #[cfg(debug_assertions)]
+    on_command::reached(point, None);
+    #[cfg(not(debug_assertions))]
+    let _ = point;
+}
+
+/// This request has come to this point.
+pub(crate) fn reached_by(point: Point, request: Uuid) {
+    #[cfg(debug_assertions)]
+    on_command::reached(point, Some(request));
+    #[cfg(not(debug_assertions))]
+    let _ = (point, request);
+}
+
+/// Whether claims are to be rolled back instead of committed.
+pub(crate) fn leaves_out_claim_commit() -> bool {
+    #[cfg(debug_assertions)]
+    return on_command::leaves_out("claim_commit");
+    #[cfg(not(debug_assertions))]
+    false
+}
+
+#[cfg(debug_assertions)]
+mod on_command {
+    use std::sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use rustix::process::{Signal, getpid, kill_process};
+    use uuid::Uuid;
+
+    use super::Point;
+
+    struct Command {
+        point: Point,
+        request: Option<Uuid>,
+        passages: u64,
+    }
+
+    static COMMAND: LazyLock<Option<Command>> = LazyLock::new(|| {
+        let text = std::env::var("POSTRIDER_DIE_AT").ok()?;
+        let command = read(&text);
+        assert!(command.is_some(), "POSTRIDER_DIE_AT={text}: a point, and #passages or @request behind it");
+        command
+    });
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    fn read(text: &str) -> Option<Command> {
+        let (name, request, passages) = match (text.split_once('#'), text.split_once('@')) {
+            (Some((name, passages)), _) => (name, None, passages.parse().ok()?),
+            (None, Some((name, request))) => (name, Some(request.parse().ok()?), 1),
+            (None, None) => (text, None, 1),
+        };
+        let point = Point::ALL.into_iter().find(|point| point.name() == name)?;
+        Some(Command { point, request, passages })
+    }
+
+    pub(super) fn reached(point: Point, request: Option<Uuid>) {
+        let Some(command) = &*COMMAND else { return };
+        if command.point != point || command.request.is_some() && command.request != request {
+            return;
+        }
+        if PASSED.fetch_add(1, Ordering::SeqCst) + 1 == command.passages {
+            // What a power cut leaves behind: no destructor, no flush, no goodbye.
+            let _ = kill_process(getpid(), Signal::KILL);
+            std::process::abort();
+        }
+    }
+
+    pub(super) fn leaves_out(what: &str) -> bool {
+        static LEFT_OUT: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("POSTRIDER_LEAVE_OUT").ok());
+        LEFT_OUT.as_deref() == Some(what)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn every_point_can_be_named_alone_counted_or_for_one_request() {
+            let request = Uuid::from_u128(7);
+            for point in Point::ALL {
+                let name = point.name();
+                let alone = read(name).expect("a point");
+                assert_eq!((alone.point, alone.request, alone.passages), (point, None, 1));
+                assert_eq!(read(&format!("{name}#17")).expect("counted").passages, 17);
+                assert_eq!(read(&format!("{name}@{request}")).expect("for one").request, Some(request));
+            }
+            for wrong in ["", "nowhere", "claimed#", "claimed#x", "claimed@7"] {
+                assert!(read(wrong).is_none(), "{wrong}");
+            }
+        }
+    }
+}
