@@ -32,7 +32,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use log::{ReceivedMail, RelayLog};
+pub use log::{GoAhead, ReceivedMail, RelayLog};
 pub use script::{Act, Rule};
 
 /// Longest wait of a test for something to happen here.
@@ -213,6 +213,11 @@ impl Relay {
     /// What has happened so far.
     pub fn log(&self) -> RelayLog {
         self.shared.log.borrow().clone()
+    }
+
+    /// Looks at what has happened so far, without a copy of it all.
+    pub fn look<T>(&self, at: impl FnOnce(&RelayLog) -> T) -> T {
+        at(&self.shared.log.borrow())
     }
 
     /// Waits until this many mails were accepted, and returns them in the order of their acceptance.

@@ -1,6 +1,6 @@
 //! What the relay does instead of what it should, and when.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use postrider::email::Phase;
 
@@ -19,6 +19,8 @@ pub enum Act {
     Disconnect,
     /// At the final dot: takes the mail, and hangs up without saying so.
     AcceptThenDisconnect,
+    /// At the final dot: takes the mail, and never says so.
+    AcceptThenStall,
     /// Says what it should, but this much later.
     Delay(Duration),
 }
@@ -40,21 +42,77 @@ impl Act {
 pub struct Rule {
     phase: Phase,
     act: Act,
-    recipient: Option<String>,
+    recipient: Option<Whom>,
     transaction: Option<usize>,
     times_left: usize,
+    /// It happens at each n-th opportunity.
+    every: usize,
+    opportunities: usize,
+    /// It happens to each recipient this often, and no more.
+    for_each: Option<usize>,
+    suffered: HashMap<String, usize>,
+}
+
+#[derive(Debug, Clone)]
+enum Whom {
+    /// This address, or this local part.
+    Named(String),
+    /// Whose address begins so.
+    Beginning(String),
+}
+
+impl Whom {
+    fn is(&self, address: &str) -> bool {
+        let address = address.to_ascii_lowercase();
+        match self {
+            Self::Named(wanted) => {
+                address == *wanted || address.rsplit_once('@').is_some_and(|(local, _)| local == wanted)
+            }
+            Self::Beginning(start) => address.starts_with(start.as_str()),
+        }
+    }
 }
 
 impl Rule {
     /// At this step of every dialogue.
     pub fn at(phase: Phase, act: Act) -> Self {
-        Self { phase, act, recipient: None, transaction: None, times_left: usize::MAX }
+        Self {
+            phase,
+            act,
+            recipient: None,
+            transaction: None,
+            times_left: usize::MAX,
+            every: 1,
+            opportunities: 0,
+            for_each: None,
+            suffered: HashMap::new(),
+        }
     }
 
     /// Only for this address, or this local part.
     pub fn to(mut self, recipient: &str) -> Self {
         assert!(self.phase >= Phase::Rcpt, "before RCPT the relay does not know the recipient");
-        self.recipient = Some(recipient.to_ascii_lowercase());
+        self.recipient = Some(Whom::Named(recipient.to_ascii_lowercase()));
+        self
+    }
+
+    /// Only for addresses that begin so.
+    pub fn to_those(mut self, beginning: &str) -> Self {
+        assert!(self.phase >= Phase::Rcpt, "before RCPT the relay does not know the recipient");
+        self.recipient = Some(Whom::Beginning(beginning.to_ascii_lowercase()));
+        self
+    }
+
+    /// Only at each n-th opportunity.
+    pub fn every(mut self, n: usize) -> Self {
+        self.every = n.max(1);
+        self
+    }
+
+    /// Only this many times for each recipient.
+    pub fn for_each(mut self, times: usize) -> Self {
+        assert!(self.phase >= Phase::Rcpt, "before RCPT the relay does not know the recipient");
+        self.for_each = Some(times);
         self
     }
 
@@ -79,17 +137,31 @@ impl Rule {
 
 /// The first rule that applies here, used up by one.
 pub(super) fn next_act(rules: &mut [Rule], phase: Phase, recipient: Option<&str>, transaction: usize) -> Option<Act> {
-    let rule = rules.iter_mut().find(|rule| {
-        rule.phase == phase
-            && rule.times_left > 0
-            && rule.transaction.is_none_or(|wanted| wanted == transaction)
-            && rule.recipient.as_deref().is_none_or(|wanted| {
-                recipient.is_some_and(|got| {
-                    got.eq_ignore_ascii_case(wanted)
-                        || got.rsplit_once('@').is_some_and(|(local, _)| local.eq_ignore_ascii_case(wanted))
-                })
-            })
-    })?;
-    rule.times_left = rule.times_left.saturating_sub(1);
-    Some(rule.act.clone())
+    rules.iter_mut().find_map(|rule| rule.apply(phase, recipient, transaction))
+}
+
+impl Rule {
+    fn apply(&mut self, phase: Phase, recipient: Option<&str>, transaction: usize) -> Option<Act> {
+        let fits = self.phase == phase
+            && self.times_left > 0
+            && self.transaction.is_none_or(|wanted| wanted == transaction)
+            && self.recipient.as_ref().is_none_or(|whom| recipient.is_some_and(|address| whom.is(address)));
+        if !fits {
+            return None;
+        }
+        if let Some(times) = self.for_each
+            && self.suffered.get(recipient.unwrap_or_default()).is_some_and(|suffered| *suffered >= times)
+        {
+            return None;
+        }
+        self.opportunities += 1;
+        if !self.opportunities.is_multiple_of(self.every) {
+            return None;
+        }
+        if self.for_each.is_some() {
+            *self.suffered.entry(recipient.unwrap_or_default().to_owned()).or_default() += 1;
+        }
+        self.times_left = self.times_left.saturating_sub(1);
+        Some(self.act.clone())
+    }
 }
