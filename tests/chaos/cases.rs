@@ -22,6 +22,9 @@ use std::pin::Pin;
 
 use crate::{report::Report, stage::Run};
 
+/// Tells these from other tests where both are asked for by a part of their names.
+pub const PREFIX: &str = "chaos_";
+
 /// What plays a case, on a thread of its own.
 type Play = Box<dyn Fn(Run) -> Pin<Box<dyn Future<Output = Report>>> + Send + Sync>;
 
@@ -48,8 +51,7 @@ impl Case {
         Fut: Future<Output = Report> + 'static,
     {
         let play: Play = Box::new(move |run| Box::pin(play(run)));
-        // The prefix tells these from other tests where both are named by a part.
-        Self { name: format!("chaos_{}", name.into()), proves, alone: false, short, full, play }
+        Self { name: format!("{PREFIX}{}", name.into()), proves, alone: false, short, full, play }
     }
 
     /// It stops a service.

@@ -29,7 +29,11 @@ async fn about(violation: &Violation, post: &Installation, facts: &Facts) -> Str
     for row in facts.rows.iter().filter(|row| row.request == request) {
         let reason = row.reason.as_deref().unwrap_or("-");
         let (status, settlement, held) = (&row.status, &row.settlement, row.held);
-        lines.push(format!("    row {} {}: {status}, held {held}, {settlement}, {reason}", row.id, masked(&row.recipient)));
+        lines.push(format!(
+            "    row {} {}: {status}, held {held}, {settlement}, {reason}",
+            row.id,
+            masked(&row.recipient)
+        ));
     }
     for line in audit::history(&post.database.pool, request, recipient).await {
         lines.push(format!("    timeline {line}"));

@@ -31,6 +31,9 @@ const CONFIRM_MAX: Duration = Duration::from_secs(90);
 /// Before the next connection attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Producers come in crowds; and a crowd is still on its way when something goes wrong.
+const BURSTS_PER_SECOND: usize = 2;
+
 /// Written by the template itself on every incident.
 const NOC: &str = "noc@rgz.bj";
 
@@ -146,6 +149,7 @@ pub struct Load {
     confirmed: Arc<Mutex<Vec<Request>>>,
     allowed: Arc<Semaphore>,
     total: usize,
+    added: usize,
     task: JoinHandle<()>,
 }
 
@@ -155,9 +159,8 @@ impl Load {
         let confirmed = Arc::new(Mutex::new(Vec::with_capacity(drafts.len())));
         let allowed = Arc::new(Semaphore::new(0));
         let total = drafts.len();
-        let task =
-            tokio::spawn(publish_all(amqp_url.to_owned(), drafts, Arc::clone(&allowed), Arc::clone(&confirmed)));
-        Self { confirmed, allowed, total, task }
+        let task = tokio::spawn(publish_all(amqp_url.to_owned(), drafts, Arc::clone(&allowed), Arc::clone(&confirmed)));
+        Self { confirmed, allowed, total, added: 0, task }
     }
 
     /// Lets it publish this many more.
@@ -170,14 +173,15 @@ impl Load {
         self.allow(self.total);
     }
 
-    /// Lets it publish so many a second until all are out.
-    pub fn allow_per_second(&self, requests: u64) {
+    /// Lets it publish so many a second, in bursts, until all are out.
+    pub fn allow_per_second(&self, requests: usize) {
         let (allowed, total) = (Arc::clone(&self.allowed), self.total);
+        let burst = (requests / BURSTS_PER_SECOND).max(1);
         tokio::spawn(async move {
-            let mut beat = tokio::time::interval(Duration::from_micros(1_000_000 / requests.max(1)));
-            for _ in 0..total {
+            let mut beat = tokio::time::interval(Duration::from_secs(1) / BURSTS_PER_SECOND as u32);
+            for _ in 0..total.div_ceil(burst) {
                 beat.tick().await;
-                allowed.add_permits(1);
+                allowed.add_permits(burst);
             }
         });
     }
@@ -185,6 +189,12 @@ impl Load {
     /// What the broker has confirmed so far.
     pub fn confirmed(&self) -> Vec<Request> {
         self.confirmed.lock().expect("nobody panics here").clone()
+    }
+
+    /// Adds one that was published beside it.
+    pub fn add(&mut self, request: Request) {
+        self.added += 1;
+        self.confirmed.lock().expect("nobody panics here").push(request);
     }
 
     /// How many that are.
@@ -199,7 +209,7 @@ impl Load {
 
     /// Whether all are out.
     pub fn is_done(&self) -> bool {
-        self.count() == self.total
+        self.count() == self.total + self.added
     }
 }
 
@@ -209,12 +219,7 @@ impl Drop for Load {
     }
 }
 
-async fn publish_all(
-    url: String,
-    drafts: Vec<Draft>,
-    allowed: Arc<Semaphore>,
-    confirmed: Arc<Mutex<Vec<Request>>>,
-) {
+async fn publish_all(url: String, drafts: Vec<Draft>, allowed: Arc<Semaphore>, confirmed: Arc<Mutex<Vec<Request>>>) {
     let mut waiting = drafts.into_iter().peekable();
     let mut line: Option<(Connection, Channel)> = None;
     while waiting.peek().is_some() {
@@ -230,9 +235,10 @@ async fn publish_all(
         batch.iter_mut().for_each(|draft| draft.request.published_ms = now_ms());
         // What the broker did not confirm it may have or not: only the same id again makes sure.
         while !batch.is_empty() {
-            if line.as_ref().is_none_or(|(connection, channel)| {
-                !connection.status().connected() || !channel.status().connected()
-            }) {
+            if line
+                .as_ref()
+                .is_none_or(|(connection, channel)| !connection.status().connected() || !channel.status().connected())
+            {
                 line = connect(&url).await;
             }
             let Some((_, channel)) = &line else {

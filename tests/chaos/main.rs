@@ -97,7 +97,7 @@ async fn main() -> ExitCode {
     let mut faults = Vec::new();
     if args.full && is_all {
         faults.extend(reports.imbalance());
-        let requests: usize = reports.all.iter().map(|report| report.account.requests).sum();
+        let requests = reports.totals().account.requests;
         faults.extend((requests < REQUESTS_MIN).then(|| format!("only {requests} requests")));
     }
     faults.iter().for_each(|fault| println!("chaos: {fault}"));

@@ -1,9 +1,10 @@
 //! What a case came to: its figures, its verdict, and the table of all of them.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
 use crate::{
+    cases,
     ledger::{Account, Fault, Violation},
     stage::Run,
 };
@@ -115,7 +116,7 @@ impl Reports {
     }
 
     /// The sums over all cases but those that check the check.
-    fn totals(&self) -> Report {
+    pub fn totals(&self) -> Report {
         let mut total = Report { name: "total".to_owned(), ..Report::default() };
         for report in self.all.iter().filter(|report| report.must_find.is_empty()) {
             let (sum, one) = (&mut total.account, &report.account);
@@ -152,11 +153,12 @@ impl Reports {
     /// For people.
     pub fn table(&self) -> String {
         let mut table = Table::new();
-        table.set_content_arrangement(ContentArrangement::Disabled);
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         let totals = self.totals();
-        let mut header = vec!["case".to_owned(), "RabbitMQ".to_owned()];
-        header.extend(totals.figures().iter().map(|(name, _)| (*name).to_owned()));
-        header.extend(["recovered after ms (median/max)", "s", "verdict"].map(str::to_owned));
+        // Long headings in several lines, or the table is too wide for any screen.
+        let mut header = vec!["case".to_owned(), "Rabbit\nMQ".to_owned()];
+        header.extend(totals.figures().iter().map(|(name, _)| name.replace(' ', "\n")));
+        header.extend(["recovered\nafter ms\nmedian/max", "s", "verdict"].map(str::to_owned));
         let columns = header.len();
         table.set_header(header);
         let verdict = |report: &Report| {
@@ -168,7 +170,8 @@ impl Reports {
             }
         };
         for report in self.all.iter().chain([&totals]) {
-            let mut row = vec![report.name.clone(), self.broker.clone()];
+            let name = report.name.trim_start_matches(cases::PREFIX);
+            let mut row = vec![name.to_owned(), self.broker.clone()];
             row.extend(report.figures().iter().map(|(_, figure)| figure.to_string()));
             row.extend([report.recovered(), report.seconds.to_string(), verdict(report)]);
             table.add_row(row);
@@ -176,7 +179,8 @@ impl Reports {
         for column in table.column_iter_mut().take(columns - 1).skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        table.to_string()
+        let lines: Vec<String> = table.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
+        lines.join("\n")
     }
 
     /// For programs.

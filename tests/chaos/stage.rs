@@ -28,6 +28,8 @@ use crate::{
 
 /// Once nothing disturbs any more, everything is over within this time, or it counts as stuck.
 pub const STUCK_MAX: Duration = Duration::from_secs(90);
+/// Rules that every stage's relay has.
+pub const USUAL_RULES: usize = 2;
 /// Between two looks whether it is.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -56,11 +58,19 @@ impl Run {
 }
 
 /// What is special about a case's stage.
-#[derive(Default)]
 pub struct Setup {
     pub offer: Offer,
     pub settings: Vec<(&'static str, String)>,
     pub mix: Mix,
+    /// How long the relay thinks about each mail: the longer, the more are on the wire when something goes wrong.
+    pub thinks: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let (offer, mix) = (Offer::default(), Mix::default());
+        Self { offer, settings: Vec::new(), mix, thinks: Duration::from_millis(100) }
+    }
 }
 
 impl Setup {
@@ -102,8 +112,13 @@ impl Stage {
     /// The same with requests of one's own.
     pub async fn set_with(run: Run, setup: Setup, drafts: Vec<Draft>) -> Self {
         let relay = Relay::with(setup.offer).await;
-        relay.script(Rule::at(Phase::Rcpt, Act::reply("451 4.7.1 greylisted, come again")).to_those("late-").for_each(1));
+        relay.script(
+            Rule::at(Phase::Rcpt, Act::reply("451 4.7.1 greylisted, come again")).to_those("late-").for_each(1),
+        );
         relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to_those("gone-"));
+        if !setup.thinks.is_zero() {
+            relay.script(Rule::at(Phase::FinalDot, Act::Delay(setup.thinks)));
+        }
         let usual = [
             ("EMAIL_LEASE_SECONDS", "2"),
             ("SMTP_TIMEOUT_SECONDS", "10"),

@@ -11,6 +11,9 @@ use crate::{
     stage::{Run, Setup, Stage},
 };
 
+/// Published while a lane has no queue.
+const IN_THE_GAP: usize = 3;
+
 pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new("broker_cut", "a line to the broker that is cut costs nothing and repeats nothing", (40, 800), cut),
@@ -19,6 +22,16 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("broker_restarted", "a node that restarts keeps what it confirmed", (40, 600), restarted).alone(),
         Case::new("broker_alarm", "a memory alarm blocks publishing, not sending", (40, 500), alarm).alone(),
     ]
+}
+
+async fn all_consumed(stage: &Stage) -> bool {
+    for lane in Lane::ALL {
+        let depth = stage.post.broker.depth(&topology::lane_queue(lane)).await;
+        if depth.is_none_or(|depth| depth.consumers == 0) {
+            return false;
+        }
+    }
+    true
 }
 
 async fn begin(run: Run) -> Stage {
@@ -67,7 +80,7 @@ async fn deleted(run: Run) -> Report {
     stage.start_daemon(&[]);
     for round in 0..rounds {
         stage.load.allow(stage.load.total() / (rounds + 1));
-        let wanted = (round + 1) * (stage.load.total() / (rounds + 1));
+        let wanted = (round + 1) * (stage.load.total() / (rounds + 1)) + round * IN_THE_GAP;
         stage.until("a part is published", async |stage| stage.load.count() >= wanted).await;
         stage.until_over().await;
         let idle = async |stage: &Stage| stage.post.broker.not_empty().await.is_empty();
@@ -75,6 +88,8 @@ async fn deleted(run: Run) -> Report {
         for lane in Lane::ALL {
             stage.post.broker.delete_queue(&topology::lane_queue(lane)).await;
         }
+        stage.load.allow(IN_THE_GAP);
+        stage.until("the lanes are consumed again", all_consumed).await;
         stage.note_mended();
     }
     stage.conclude().await

@@ -19,7 +19,12 @@ const TABLES: [&str; 6] =
 pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new("db_cut", "a line to the database that is cut makes no outcome forgotten", (40, 800), cut),
-        Case::new("db_stalled", "a database that accepts and says nothing is not waited for for ever", (40, 600), stalled),
+        Case::new(
+            "db_stalled",
+            "a database that accepts and says nothing is not waited for for ever",
+            (40, 600),
+            stalled,
+        ),
         Case::new("db_full", "a database without room pauses the lanes and fails no mail", (40, 600), full),
         Case::new("db_slow", "slow commits are slow, and nothing else", (40, 400), slow),
         Case::new("db_stopped", "a database that is gone for a minute is waited for", (40, 800), stopped).alone(),

@@ -11,7 +11,9 @@ use crate::{
 pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new("random_kills", "two daemons killed at random moments under load", (60, 1800), |run| play(run, 2)),
-        Case::new("one_of_three", "killing one of three daemons loses and repeats nothing", (60, 1200), |run| play(run, 3)),
+        Case::new("one_of_three", "killing one of three daemons loses and repeats nothing", (60, 1200), |run| {
+            play(run, 3)
+        }),
     ]
 }
 
@@ -28,7 +30,12 @@ async fn play(run: Run, daemons: usize) -> Report {
         stage.crew.kill(alive[victim]);
         stage.note_kill().await;
         alive[victim] = stage.start_daemon(&[]);
-        stage.run.say(&format!("{} kills, {} of {} requests", stage.crew.kills, stage.load.count(), stage.load.total()));
+        stage.run.say(&format!(
+            "{} kills, {} of {} requests",
+            stage.crew.kills,
+            stage.load.count(),
+            stage.load.total()
+        ));
     }
     stage.conclude().await
 }

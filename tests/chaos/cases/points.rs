@@ -26,7 +26,9 @@ pub(super) fn cases() -> Vec<Case> {
     let proves = |point| match point {
         Point::Consumed | Point::Decoded | Point::Rendered => "a message that nobody has looked at for long comes back",
         Point::Claimed => "a claim whose daemon is gone is taken over when its lease is over",
-        Point::Mail | Point::Rcpt | Point::Data | Point::Content => "a mail that cannot have been accepted goes out once",
+        Point::Mail | Point::Rcpt | Point::Data | Point::Content => {
+            "a mail that cannot have been accepted goes out once"
+        }
         Point::FinalDot | Point::Replied | Point::OutcomeDue => {
             "a mail that may have been accepted follows its policy, under the same Message-ID"
         }
@@ -65,7 +67,8 @@ async fn play(run: Run, point: Point) -> Report {
             stage.load.allow(EACH);
             waited += IMPATIENCE;
             if waited > STUCK_MAX {
-                let words = format!("{command} was not reached in {} s; {} kills so far", waited.as_secs(), stage.crew.kills);
+                let words =
+                    format!("{command} was not reached in {} s; {} kills so far", waited.as_secs(), stage.crew.kills);
                 stage.found.push(Violation::general(Fault::Plan, words));
                 return stage.conclude().await;
             }

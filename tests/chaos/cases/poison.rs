@@ -6,9 +6,10 @@ use super::Case;
 use crate::{
     audit,
     ledger::{Fault, Violation},
+    load::draft,
     report::Report,
     stage::{Run, Setup, Stage},
-    support::requests::{id, ticket},
+    support::requests::ticket,
 };
 
 /// Once among its neighbours, then three times by itself; a few more for daemons that had not come to it.
@@ -29,12 +30,12 @@ async fn play(run: Run) -> Report {
     let part = stage.load.total() / rounds;
     let mut poisons = Vec::new();
     for round in 0..rounds {
-        // It is no part of the load: the account is about the others, and about it there is only one question.
-        let poison = ticket(&format!("poison-{round}@example.bj"));
-        let id = id(&poison);
+        let poison = draft(ticket(&format!("poison-{round}@example.bj")));
+        let id = poison.request.id;
         stage.load.allow(part);
         stage.until("neighbours before it", async |stage| stage.load.count() >= round * part + part / 2).await;
-        stage.post.broker.publish(&poison).await;
+        stage.post.broker.publish(&poison.wire).await;
+        stage.load.add(poison.request);
         let command = format!("rendered@{id}");
         for deaths in 0.. {
             if deaths == DEATHS_MAX {

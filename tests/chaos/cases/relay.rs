@@ -6,14 +6,15 @@ use postrider::email::Phase;
 
 use super::Case;
 use crate::{
+    ledger::{Fault, Violation},
     load::Mix,
     report::Report,
-    stage::{Run, Setup, Stage},
+    stage::{Run, Setup, Stage, USUAL_RULES},
     support::relay::{Act, Relay, Rule},
 };
 
 /// Requests of each case.
-const SIZE: (usize, usize) = (16, 180);
+const SIZE: (usize, usize) = (20, 180);
 /// Steps before the relay knows the recipient go wrong once in so many times.
 const EVERY: usize = 5;
 
@@ -215,10 +216,8 @@ const MISDEEDS: [Misdeed; 24] = [
         name: "reply_too_many",
         proves: "a reply that nobody asked for never answers for the next mail",
         patience_s: NO_HURRY,
-        reasons: &["tries_exhausted", "rejected"],
+        reasons: &["tries_exhausted"],
         script: |relay, _| {
-            // Who is refused in the next transaction must not be taken for accepted.
-            relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).every(4));
             now_and_then(relay, Phase::FinalDot, Act::bytes(b"250 2.0.0 Ok: queued as 1\r\n250 2.0.0 and again\r\n"));
             now_and_then(relay, Phase::Rcpt, Act::bytes(b"250 2.1.5 ok\r\n250 2.1.5 ok\r\n"));
         },
@@ -227,9 +226,8 @@ const MISDEEDS: [Misdeed; 24] = [
         name: "reply_too_late",
         proves: "a reply that comes when nobody waits any more never answers for the next mail",
         patience_s: HURRY,
-        reasons: &["tries_exhausted", "rejected"],
+        reasons: &["tries_exhausted"],
         script: |relay, _| {
-            relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).every(4));
             now_and_then(relay, Phase::FinalDot, Act::Delay(Duration::from_millis(2500)));
             now_and_then(relay, Phase::Rcpt, Act::Delay(Duration::from_millis(1500)));
         },
@@ -249,10 +247,11 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-/// What these cases have in common: nobody is put off or refused but by the misdeed.
+/// What these cases have in common: nobody is put off but by the misdeed. Some are refused, so that a reply that is taken
+/// for another's is found out: nothing may be sent to them.
 pub(super) fn setup((step, dot): (u32, u32)) -> Setup {
-    let mix = Mix { late: 0, gone: 0, heavy: 15, ..Mix::default() };
-    let setup = Setup { mix, ..Setup::default() };
+    let mix = Mix { late: 0, gone: 15, heavy: 15, ..Mix::default() };
+    let setup = Setup { mix, thinks: Duration::ZERO, ..Setup::default() };
     setup.with("SMTP_TIMEOUT_SECONDS", step.to_string()).with("SMTP_DOT_TIMEOUT_SECONDS", dot.to_string())
 }
 
@@ -263,7 +262,16 @@ async fn play(run: Run, misdeed: &'static Misdeed) -> Report {
     stage.start_daemon(&[]);
     // In two parts, so that some find the relay as the others left it.
     stage.load.allow(stage.load.total() / 2);
-    stage.until("half of it is sent", async |stage| stage.post.relay.look(|log| log.mails.len() >= 4)).await;
+    stage.until("some of it is sent", async |stage| stage.post.relay.look(|log| log.mails.len() >= 4)).await;
+    stage.load.allow_all();
+    stage.until("everything is published", async |stage| stage.load.is_done()).await;
+    stage.until_over().await;
+    // The stage's own rules come first.
+    let misdeeds = stage.post.relay.misdeeds().split_off(USUAL_RULES);
+    if misdeeds.iter().sum::<usize>() == 0 || stage.run.full && misdeeds.contains(&0) {
+        let words = format!("the relay has behaved itself: {misdeeds:?} misdeeds");
+        stage.found.push(Violation::general(Fault::Plan, words));
+    }
     stage.conclude().await
 }
 

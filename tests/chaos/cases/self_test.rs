@@ -21,7 +21,8 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 async fn play(run: Run) -> Report {
-    let mut stage = Stage::set(run, Setup { mix: Mix { late: 0, gone: 0, ..Mix::default() }, ..Setup::default() }).await;
+    let mut stage =
+        Stage::set(run, Setup { mix: Mix { late: 0, gone: 0, ..Mix::default() }, ..Setup::default() }).await;
     let wanted = stage.load.total() * TIMES;
     let liar = stage.start_daemon(&[("POSTRIDER_LEAVE_OUT", "claim_commit")]);
     stage.load.allow_all();

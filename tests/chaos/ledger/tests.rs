@@ -40,8 +40,7 @@ fn row(status: &str) -> Row {
 }
 
 fn cut(at_ms: i64, touched_ms: i64) -> Cut {
-    let row =
-        CutRow { row: ROW, recipient: TO.to_owned(), status: "sending".to_owned(), token: None, touched_ms };
+    let row = CutRow { row: ROW, recipient: TO.to_owned(), status: "sending".to_owned(), token: None, touched_ms };
     Cut { at_ms, excuses: true, rows: vec![row] }
 }
 

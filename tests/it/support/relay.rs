@@ -157,6 +157,11 @@ impl Relay {
         self.shared.rules.lock().expect("no test panics here").push(rule);
     }
 
+    /// How often each rule has applied, in the order of their adding.
+    pub fn misdeeds(&self) -> Vec<usize> {
+        self.shared.rules.lock().expect("no test panics here").iter().map(|rule| rule.happened).collect()
+    }
+
     /// Forgets all rules.
     pub fn behave(&self) {
         self.shared.rules.lock().expect("no test panics here").clear();

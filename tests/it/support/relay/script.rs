@@ -51,6 +51,8 @@ pub struct Rule {
     /// It happens to each recipient this often, and no more.
     for_each: Option<usize>,
     suffered: HashMap<String, usize>,
+    /// How often it has happened.
+    pub(super) happened: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -86,6 +88,7 @@ impl Rule {
             opportunities: 0,
             for_each: None,
             suffered: HashMap::new(),
+            happened: 0,
         }
     }
 
@@ -162,6 +165,7 @@ impl Rule {
             *self.suffered.entry(recipient.unwrap_or_default().to_owned()).or_default() += 1;
         }
         self.times_left = self.times_left.saturating_sub(1);
+        self.happened += 1;
         Some(self.act.clone())
     }
 }
