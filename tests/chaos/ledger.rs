@@ -309,7 +309,8 @@ impl<'a> Judge<'a> {
                     self.find(Fault::FailedWithMail, expected, "the row says failed; the relay has it");
                 }
                 let reason = row.reason.as_deref().unwrap_or("none");
-                if !(expected.refused && reason == "rejected") && !self.facts.reasons.contains(reason) {
+                let is_refusal = expected.refused && reason == "rejected";
+                if !is_refusal && !self.facts.reasons.contains(reason) {
                     self.find(Fault::Reason, expected, format!("failed: {reason}"));
                 }
                 if row.lines == 0 {

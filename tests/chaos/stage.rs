@@ -113,9 +113,11 @@ impl Stage {
     pub async fn set_with(run: Run, setup: Setup, drafts: Vec<Draft>) -> Self {
         let relay = Relay::with(setup.offer).await;
         relay.script(
-            Rule::at(Phase::Rcpt, Act::reply("451 4.7.1 greylisted, come again")).to_those("late-").for_each(1),
+            Rule::at(Phase::Rcpt, Act::reply("451 4.7.1 greylisted, come again"))
+                .whose_address_begins("late-")
+                .for_each(1),
         );
-        relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to_those("gone-"));
+        relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).whose_address_begins("gone-"));
         if !setup.thinks.is_zero() {
             relay.script(Rule::at(Phase::FinalDot, Act::Delay(setup.thinks)));
         }

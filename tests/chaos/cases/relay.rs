@@ -10,7 +10,7 @@ use crate::{
     load::Mix,
     report::Report,
     stage::{Run, Setup, Stage, USUAL_RULES},
-    support::relay::{Act, Relay, Rule},
+    support::relay::{Act, Relay, Rule, Suffered},
 };
 
 /// Requests of each case.
@@ -26,7 +26,7 @@ struct Misdeed {
     patience_s: (u32, u32),
     /// What may become of a mail to a good address besides sent and held.
     reasons: &'static [&'static str],
-    script: fn(&Relay, usize),
+    script: fn(&Relay, usize, &Suffered),
 }
 
 const NO_HURRY: (u32, u32) = (10, 20);
@@ -38,49 +38,49 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a relay that turns connections away is probed, and costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, n| sometimes(relay, n, Phase::Greeting, Act::reply("421 4.3.2 too busy")),
+        script: |relay, n, _| sometimes(relay, n, Phase::Greeting, Act::reply("421 4.3.2 too busy")),
     },
     Misdeed {
         name: "421_mail",
         proves: "a 421 costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, n| sometimes(relay, n, Phase::Mail, Act::reply("421 4.3.2 shutting down")),
+        script: |relay, n, _| sometimes(relay, n, Phase::Mail, Act::reply("421 4.3.2 shutting down")),
     },
     Misdeed {
         name: "421_rcpt",
         proves: "a 421 costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _| once_each(relay, Phase::Rcpt, Act::reply("421 4.3.2 shutting down")),
+        script: |relay, _, group| once_each(relay, group, Phase::Rcpt, Act::reply("421 4.3.2 shutting down")),
     },
     Misdeed {
         name: "421_data",
         proves: "a 421 costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _| once_each(relay, Phase::Data, Act::reply("421 4.3.2 shutting down")),
+        script: |relay, _, group| once_each(relay, group, Phase::Data, Act::reply("421 4.3.2 shutting down")),
     },
     Misdeed {
         name: "421_dot",
         proves: "a 421 after the final dot means that the mail was not taken",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _| once_each(relay, Phase::FinalDot, Act::reply("421 4.3.2 shutting down")),
+        script: |relay, _, group| once_each(relay, group, Phase::FinalDot, Act::reply("421 4.3.2 shutting down")),
     },
     Misdeed {
         name: "greylisting",
         proves: "a greylisted mail goes out at its second try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _| relay.script(Rule::at(Phase::Rcpt, Act::reply("451 4.7.1 greylisted")).for_each(1)),
+        script: |relay, _, _| relay.script(Rule::at(Phase::Rcpt, Act::reply("451 4.7.1 greylisted")).for_each(1)),
     },
     Misdeed {
         name: "throttling",
         proves: "throttling slows down, and costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, n| {
+        script: |relay, n, group| {
             let throttled = Act::reply("454 4.7.0 Throttling failure: Maximum sending rate exceeded.");
             relay.script(Rule::at(Phase::FinalDot, throttled).every(3).times(n / 3));
         },
@@ -90,7 +90,7 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a refusal fails its own mail, at once and with a dead letter",
         patience_s: NO_HURRY,
         reasons: &["rejected"],
-        script: |relay, _| {
+        script: |relay, _, group| {
             relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).every(5));
             relay.script(Rule::at(Phase::FinalDot, Act::reply("554 5.7.1 not wanted here")).every(6));
         },
@@ -100,10 +100,10 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "half a reply is none",
         patience_s: HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, n| {
+        script: |relay, n, group| {
             sometimes(relay, n, Phase::Mail, Act::BytesThenStall(b"250 2.1".to_vec()));
             for phase in [Phase::Rcpt, Phase::FinalDot] {
-                now_and_then(relay, phase, Act::BytesThenStall(b"250 2.".to_vec()));
+                now_and_then(relay, group, phase, Act::BytesThenStall(b"250 2.".to_vec()));
             }
         },
     },
@@ -112,10 +112,10 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "garbage is no reply, and after the final dot leaves the outcome unknown",
         patience_s: NO_HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, n| {
+        script: |relay, n, group| {
             sometimes(relay, n, Phase::Mail, Act::bytes(b"\xff\xfe\x00 what?\r\n"));
             for phase in [Phase::Rcpt, Phase::Data, Phase::FinalDot] {
-                now_and_then(relay, phase, Act::bytes(b"\xc3\x28 HTTP/1.1 200 OK\r\n"));
+                now_and_then(relay, group, phase, Act::bytes(b"\xc3\x28 HTTP/1.1 200 OK\r\n"));
             }
         },
     },
@@ -124,51 +124,51 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a relay that does not greet is given up and probed",
         patience_s: HURRY,
         reasons: &[],
-        script: |relay, _| relay.script(Rule::at(Phase::Greeting, Act::Stall).every(EVERY).times(3)),
+        script: |relay, _, _| relay.script(Rule::at(Phase::Greeting, Act::Stall).every(EVERY).times(3)),
     },
     Misdeed {
         name: "silent_ehlo",
         proves: "a relay that does not answer EHLO is given up and probed",
         patience_s: HURRY,
         reasons: &[],
-        script: |relay, _| relay.script(Rule::at(Phase::Ehlo, Act::Stall).every(EVERY).times(3)),
+        script: |relay, _, _| relay.script(Rule::at(Phase::Ehlo, Act::Stall).every(EVERY).times(3)),
     },
     Misdeed {
         name: "silent_mail",
         proves: "silence before MAIL is answered costs no mail a try",
         patience_s: HURRY,
         reasons: &[],
-        script: |relay, n| sometimes(relay, n, Phase::Mail, Act::Stall),
+        script: |relay, n, _| sometimes(relay, n, Phase::Mail, Act::Stall),
     },
     Misdeed {
         name: "silent_rcpt",
         proves: "silence before the final dot means that the mail was not taken",
         patience_s: HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, _| now_and_then(relay, Phase::Rcpt, Act::Stall),
+        script: |relay, _, group| now_and_then(relay, group, Phase::Rcpt, Act::Stall),
     },
     Misdeed {
         name: "silent_data",
         proves: "silence before the final dot means that the mail was not taken",
         patience_s: HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, _| now_and_then(relay, Phase::Data, Act::Stall),
+        script: |relay, _, group| now_and_then(relay, group, Phase::Data, Act::Stall),
     },
     Misdeed {
         name: "silent_content",
         proves: "a relay that stops reading is given up",
         patience_s: HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, _| now_and_then(relay, Phase::Content, Act::Stall),
+        script: |relay, _, group| now_and_then(relay, group, Phase::Content, Act::Stall),
     },
     Misdeed {
         name: "silent_dot",
         proves: "silence after the final dot leaves the outcome unknown: policy decides, under the same Message-ID",
         patience_s: HURRY,
         reasons: &[],
-        script: |relay, _| {
-            now_and_then(relay, Phase::FinalDot, Act::AcceptThenStall);
-            now_and_then(relay, Phase::FinalDot, Act::Stall);
+        script: |relay, _, group| {
+            now_and_then(relay, group, Phase::FinalDot, Act::AcceptThenStall);
+            now_and_then(relay, group, Phase::FinalDot, Act::Stall);
         },
     },
     Misdeed {
@@ -176,23 +176,23 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a relay that hangs up at once is probed",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _| relay.script(Rule::at(Phase::Greeting, Act::Disconnect).every(EVERY).times(4)),
+        script: |relay, _, _| relay.script(Rule::at(Phase::Greeting, Act::Disconnect).every(EVERY).times(4)),
     },
     Misdeed {
         name: "hangs_up_mail",
         proves: "a link that breaks before MAIL is answered costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, n| sometimes(relay, n, Phase::Mail, Act::Disconnect),
+        script: |relay, n, _| sometimes(relay, n, Phase::Mail, Act::Disconnect),
     },
     Misdeed {
         name: "hangs_up_rcpt_data",
         proves: "a link that breaks before the final dot means that the mail was not taken",
         patience_s: NO_HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, _| {
-            now_and_then(relay, Phase::Rcpt, Act::Disconnect);
-            now_and_then(relay, Phase::Data, Act::Disconnect);
+        script: |relay, _, group| {
+            now_and_then(relay, group, Phase::Rcpt, Act::Disconnect);
+            now_and_then(relay, group, Phase::Data, Act::Disconnect);
         },
     },
     Misdeed {
@@ -200,16 +200,16 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a link that breaks in the middle of the content means that the mail was not taken",
         patience_s: NO_HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, _| now_and_then(relay, Phase::Content, Act::Disconnect),
+        script: |relay, _, group| now_and_then(relay, group, Phase::Content, Act::Disconnect),
     },
     Misdeed {
         name: "hangs_up_dot",
         proves: "a link that breaks after the final dot leaves the outcome unknown, whether the mail was taken or not",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _| {
-            now_and_then(relay, Phase::FinalDot, Act::AcceptThenDisconnect);
-            now_and_then(relay, Phase::FinalDot, Act::Disconnect);
+        script: |relay, _, group| {
+            now_and_then(relay, group, Phase::FinalDot, Act::AcceptThenDisconnect);
+            now_and_then(relay, group, Phase::FinalDot, Act::Disconnect);
         },
     },
     Misdeed {
@@ -217,9 +217,14 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a reply that nobody asked for never answers for the next mail",
         patience_s: NO_HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, _| {
-            now_and_then(relay, Phase::FinalDot, Act::bytes(b"250 2.0.0 Ok: queued as 1\r\n250 2.0.0 and again\r\n"));
-            now_and_then(relay, Phase::Rcpt, Act::bytes(b"250 2.1.5 ok\r\n250 2.1.5 ok\r\n"));
+        script: |relay, _, group| {
+            now_and_then(
+                relay,
+                group,
+                Phase::FinalDot,
+                Act::bytes(b"250 2.0.0 Ok: queued as 1\r\n250 2.0.0 and again\r\n"),
+            );
+            now_and_then(relay, group, Phase::Rcpt, Act::bytes(b"250 2.1.5 ok\r\n250 2.1.5 ok\r\n"));
         },
     },
     Misdeed {
@@ -227,9 +232,9 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a reply that comes when nobody waits any more never answers for the next mail",
         patience_s: HURRY,
         reasons: &["tries_exhausted"],
-        script: |relay, _| {
-            now_and_then(relay, Phase::FinalDot, Act::Delay(Duration::from_millis(2500)));
-            now_and_then(relay, Phase::Rcpt, Act::Delay(Duration::from_millis(1500)));
+        script: |relay, _, group| {
+            now_and_then(relay, group, Phase::FinalDot, Act::Delay(Duration::from_millis(2500)));
+            now_and_then(relay, group, Phase::Rcpt, Act::Delay(Duration::from_millis(1500)));
         },
     },
 ];
@@ -258,7 +263,7 @@ pub(super) fn setup((step, dot): (u32, u32)) -> Setup {
 async fn play(run: Run, misdeed: &'static Misdeed) -> Report {
     let mut stage = Stage::set(run, setup(misdeed.patience_s)).await;
     stage.facts.reasons.extend(misdeed.reasons);
-    (misdeed.script)(&stage.post.relay, stage.run.requests);
+    (misdeed.script)(&stage.post.relay, stage.run.requests, &Suffered::default());
     stage.start_daemon(&[]);
     // In two parts, so that some find the relay as the others left it.
     stage.load.allow(stage.load.total() / 2);
@@ -299,11 +304,12 @@ fn sometimes(relay: &Relay, requests: usize, phase: Phase, act: Act) {
 }
 
 /// Once to each recipient.
-fn once_each(relay: &Relay, phase: Phase, act: Act) {
-    relay.script(Rule::at(phase, act).every(2).for_each(1));
+fn once_each(relay: &Relay, group: &Suffered, phase: Phase, act: Act) {
+    relay.script(Rule::at(phase, act).every(2).for_each(1).among(group));
 }
 
-/// To one in a few, and never twice to the same.
-fn now_and_then(relay: &Relay, phase: Phase, act: Act) {
-    relay.script(Rule::at(phase, act).every(EVERY).for_each(1));
+/// To one in a few, and never twice to the same, whatever the step: one that may have been accepted and then fails for
+/// another reason would be two cases in one.
+fn now_and_then(relay: &Relay, group: &Suffered, phase: Phase, act: Act) {
+    relay.script(Rule::at(phase, act).every(EVERY).for_each(1).among(group));
 }

@@ -33,7 +33,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use log::{GoAhead, ReceivedMail, RelayLog};
-pub use script::{Act, Rule};
+pub use script::{Act, Rule, Suffered};
 
 /// Longest wait of a test for something to happen here.
 const WAIT_MAX: Duration = Duration::from_secs(20);

@@ -1,6 +1,10 @@
 //! What the relay does instead of what it should, and when.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use postrider::email::Phase;
 
@@ -50,10 +54,13 @@ pub struct Rule {
     opportunities: usize,
     /// It happens to each recipient this often, and no more.
     for_each: Option<usize>,
-    suffered: HashMap<String, usize>,
+    suffered: Suffered,
     /// How often it has happened.
     pub(super) happened: usize,
 }
+
+/// How often each recipient had to suffer.
+pub type Suffered = Arc<Mutex<HashMap<String, usize>>>;
 
 #[derive(Debug, Clone)]
 enum Whom {
@@ -87,7 +94,7 @@ impl Rule {
             every: 1,
             opportunities: 0,
             for_each: None,
-            suffered: HashMap::new(),
+            suffered: Suffered::default(),
             happened: 0,
         }
     }
@@ -100,7 +107,7 @@ impl Rule {
     }
 
     /// Only for addresses that begin so.
-    pub fn to_those(mut self, beginning: &str) -> Self {
+    pub fn whose_address_begins(mut self, beginning: &str) -> Self {
         assert!(self.phase >= Phase::Rcpt, "before RCPT the relay does not know the recipient");
         self.recipient = Some(Whom::Beginning(beginning.to_ascii_lowercase()));
         self
@@ -116,6 +123,12 @@ impl Rule {
     pub fn for_each(mut self, times: usize) -> Self {
         assert!(self.phase >= Phase::Rcpt, "before RCPT the relay does not know the recipient");
         self.for_each = Some(times);
+        self
+    }
+
+    /// What other rules of this group did to a recipient counts as well.
+    pub fn among(mut self, group: &Suffered) -> Self {
+        self.suffered = Arc::clone(group);
         self
     }
 
@@ -152,8 +165,9 @@ impl Rule {
         if !fits {
             return None;
         }
+        let mut suffered = self.suffered.lock().expect("no test panics here");
         if let Some(times) = self.for_each
-            && self.suffered.get(recipient.unwrap_or_default()).is_some_and(|suffered| *suffered >= times)
+            && suffered.get(recipient.unwrap_or_default()).is_some_and(|suffered| *suffered >= times)
         {
             return None;
         }
@@ -162,7 +176,7 @@ impl Rule {
             return None;
         }
         if self.for_each.is_some() {
-            *self.suffered.entry(recipient.unwrap_or_default().to_owned()).or_default() += 1;
+            *suffered.entry(recipient.unwrap_or_default().to_owned()).or_default() += 1;
         }
         self.times_left = self.times_left.saturating_sub(1);
         self.happened += 1;
