@@ -17,6 +17,9 @@ pub mod attachment;
 /// What travels beside the request: lane, publish time, generation, trace context.
 pub mod envelope;
 
+/// The identity of one mail, the same at every try.
+pub mod identity;
+
 /// What a template made of it.
 pub mod rendered;
 

@@ -29,6 +29,7 @@ pub struct Metrics {
     latency: Histogram<f64>,
     deadline_missed: Counter<u64>,
     in_flight: UpDownCounter<i64>,
+    without_store: Counter<u64>,
 }
 
 /// The exporter could not be set up.
@@ -78,6 +79,12 @@ impl Metrics {
                 .i64_up_down_counter("email.in_flight")
                 .with_description("Deliveries being worked on")
                 .build(),
+            without_store: meter
+                .u64_counter("email.sent_without_database")
+                .with_description(
+                    "Tries of the fast lane while the database was away; maybe_repeated: nobody could tell",
+                )
+                .build(),
             registry,
             _provider: provider,
         })
@@ -105,6 +112,10 @@ impl Metrics {
 
     pub(crate) fn dead(&self, lane: Lane, reason: &'static str) {
         self.dead.add(1, &[lane_label(lane), KeyValue::new("reason", reason)]);
+    }
+
+    pub(crate) fn without_store(&self, kind: &'static str) {
+        self.without_store.add(1, &[KeyValue::new("kind", kind)]);
     }
 
     pub(crate) fn in_flight(&self, lane: Lane) -> InFlight {

@@ -11,6 +11,7 @@ use lapin::{
     options::{BasicAckOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::email::{Envelope, Lane};
@@ -23,6 +24,10 @@ pub const COPY: &str = "x-copy";
 pub const GENERATION: &str = "x-generation";
 /// How often a stage panicked on it.
 pub const CRASHES: &str = "x-crashes";
+/// Who is still to get it, for a daemon that cannot ask the database.
+pub const PENDING: &str = "x-pending";
+/// The template version that the first claim fixed, likewise.
+pub const TEMPLATE_VERSION: &str = "x-template-version";
 /// The producer's own routing key; the copy's is the name of a queue.
 pub const ROUTING_KEY: &str = "x-routing-key";
 
@@ -81,6 +86,15 @@ impl Delivery {
         Self { envelope, body: Bytes::from(delivery.data), original, gone, acker: delivery.acker }
     }
 
+    /// What this message's crashes are counted under: known before a byte of it is decoded, the same at every delivery.
+    #[must_use]
+    pub fn crash_key(&self) -> [u8; 32] {
+        match &self.envelope.message_id {
+            Some(id) => Sha256::digest(id).into(),
+            None => Sha256::digest(&self.body).into(),
+        }
+    }
+
     /// Tells the broker that the message is dealt with.
     ///
     /// # Errors
@@ -125,6 +139,10 @@ impl Original {
             generation: small(GENERATION),
             copy_no: small(COPY),
             crashes: small(CRASHES),
+            // A producer that sets these says nothing: only our own copies are believed.
+            pending: words(&headers, PENDING).filter(|_| headers.contains_key(ROUTING_KEY)),
+            template_version: Some(small(TEMPLATE_VERSION))
+                .filter(|version| *version > 0 && headers.contains_key(ROUTING_KEY)),
             redelivered,
             traceparent: words(&headers, "traceparent"),
             tracestate: words(&headers, "tracestate"),

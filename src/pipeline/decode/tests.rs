@@ -22,6 +22,8 @@ fn envelope(content_type: &str) -> Envelope {
         copy_no: 0,
         is_copy: false,
         crashes: 0,
+        pending: None,
+        template_version: None,
         redelivered: false,
         traceparent: None,
         tracestate: None,
