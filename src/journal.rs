@@ -28,7 +28,7 @@ const ENTRY_TYPE: &str = "postrider.journal.v1";
 /// Entries written in one transaction.
 const BATCH_MAX: usize = 64;
 /// How often a daemon looks whether another one, cut off from its database, has left entries.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Longest pause while the broker cannot be asked.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 

@@ -41,10 +41,16 @@ impl Drawer {
     /// # Errors
     /// When the broker is away, or the queue cannot be declared.
     pub async fn depth(&self, queue: &str) -> Result<u32, BrokerError> {
-        match count(&self.link, queue).await {
+        let look = async || {
+            let channel = self.link.get().await.create_channel().await?;
+            let counted = count(&channel, queue).await;
+            drop(channel.close(200, "seen".into()).await);
+            counted
+        };
+        match look().await {
             Err(error) if error.is_missing_object() => {
                 self.topology.restore_queue(&*self.link.get().await, queue).await?;
-                Ok(count(&self.link, queue).await?.ready)
+                Ok(look().await?.ready)
             }
             counted => Ok(counted?.ready),
         }
@@ -97,12 +103,9 @@ pub(super) struct Count {
     pub(super) consumers: u32,
 }
 
-/// Counts a queue's messages and consumers.
-pub(super) async fn count(link: &Link, queue: &str) -> Result<Count, BrokerError> {
-    // A refusal closes the channel, so each look has its own.
-    let channel = link.get().await.create_channel().await?;
+/// Counts a queue's messages and consumers. A refusal closes the channel.
+pub(super) async fn count(channel: &Channel, queue: &str) -> Result<Count, BrokerError> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let found = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
-    drop(channel.close(200, "seen".into()).await);
     Ok(Count { ready: found.message_count(), consumers: found.consumer_count() })
 }

@@ -7,10 +7,10 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use lapin::Channel;
 
-use super::{Link, consumer::Pulse, drawer};
+use super::{BrokerError, Link, consumer::Pulse, drawer};
 
 /// How often the broker is asked.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long it may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Looks in a row at which messages waited, nothing was delivered and nothing was at work.
@@ -41,12 +41,13 @@ fn judge(before: Look, now: Look, starved: u32) -> Result<u32, String> {
 pub(super) async fn watch(link: &Link, channel: &Channel, queue: &str, pulse: &Pulse) -> String {
     let mut before = Look { ready: 0, consumers: 1, taken: 0, at_work: 0 };
     let mut starved = 0;
+    let mut looking = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if !channel.status().connected() {
             return "the channel is closed".to_owned();
         }
-        let count = match tokio::time::timeout(ANSWER_MAX, drawer::count(link, queue)).await {
+        let count = match tokio::time::timeout(ANSWER_MAX, look(link, &mut looking, queue)).await {
             Ok(Ok(count)) => count,
             Ok(Err(error)) => return error.to_string(),
             // Nobody answers: the connection is given up, or the next subscription would ask the same one.
@@ -67,6 +68,17 @@ pub(super) async fn watch(link: &Link, channel: &Channel, queue: &str, pulse: &P
         };
         before = now;
     }
+}
+
+/// Asks over a channel of its own, which a refusal would close.
+async fn look(link: &Link, looking: &mut Option<Channel>, queue: &str) -> Result<drawer::Count, BrokerError> {
+    let channel = match looking.take().filter(|channel| channel.status().connected()) {
+        Some(channel) => channel,
+        None => link.get().await.create_channel().await?,
+    };
+    let counted = drawer::count(&channel, queue).await?;
+    *looking = Some(channel);
+    Ok(counted)
 }
 
 #[cfg(test)]

@@ -147,6 +147,7 @@ impl Pipeline {
             if message.needs_lease() && !self.store.lease_is_good() {
                 return Tried::not_begun("this daemon's lease could not be renewed in time");
             }
+            faults::reached_by(Point::Send, message.request.id);
             let relay = place.relay_name().to_owned();
             let report = place.send(&mail).await;
             let ended_at = Utc::now();
@@ -260,8 +261,10 @@ impl Pipeline {
         match verdict {
             Verdict::Sent => {
                 self.metrics.sent(lane, template, latency);
+                // A mail that was not to go before its time is late by that time only.
+                let waited = (tried.ended_at - message.age_since()).to_std().unwrap_or_default();
                 let deadline = message.rendering.manifest().map(|m| m.deadline);
-                if deadline.is_some_and(|deadline| latency > deadline) && message.request.not_before.is_none() {
+                if deadline.is_some_and(|deadline| waited > deadline) {
                     self.metrics.deadline_missed(lane, template);
                 }
                 tracing::info!(outcome, smtp.code = reply_code, latency_ms, relay = tried.relay, "sent");

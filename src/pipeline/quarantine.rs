@@ -10,7 +10,7 @@
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -26,9 +26,11 @@ use super::{CRASHES_MAX, Pipeline, decode, settle::Settlement};
 use crate::{
     broker::Delivery,
     email::{Lane, Reason, identity::row_id},
-    store::Crashes,
+    store::{Crashes, StoreError},
 };
 
+/// How long the store may take while everybody waits for a rehearsal.
+const NOTE_MAX: Duration = Duration::from_secs(2);
 /// From this crash on a message is worked on alone.
 const ALONE_FROM: i32 = 2;
 /// How long a mail that is to be sent alone waits for those that are on the wire.
@@ -166,7 +168,7 @@ impl Pipeline {
             return Suspicion::None;
         }
         let key = delivery.crash_key();
-        let counted = match self.store.count_redelivery(envelope.lane, &key, request_id_of(delivery)).await {
+        let counted = match self.count_redelivery(delivery, &key).await {
             Ok(counted) => counted,
             Err(error) => {
                 if error.is_away() {
@@ -189,18 +191,42 @@ impl Pipeline {
         }
     }
 
+    async fn count_redelivery(&self, delivery: &Delivery, key: &[u8; 32]) -> Result<Option<Crashes>, StoreError> {
+        if !self.store.is_up() {
+            return Err(StoreError::Away("it is known to be away".to_owned()));
+        }
+        self.store.count_redelivery(delivery.envelope.lane, key, request_id_of(delivery)).await
+    }
+
     /// Decodes, renders and builds a message while no other is. The error is the words of its panic.
     pub(super) async fn rehearse(&self, delivery: &Delivery) -> Result<(), String> {
         let (lane, key) = (delivery.envelope.lane, delivery.crash_key());
         let _desk = self.quarantine.desk.write().await;
         // While the store is away nothing can be written down; then it is only kept apart.
-        let is_noted = self.store.alone_begins(lane, &key).await.is_ok();
+        let is_noted = matches!(timeout(NOTE_MAX, self.store.alone_begins(lane, &key)).await, Ok(Ok(())));
         tracing::info!("a message that came back without a reason is worked on alone");
         let result = AssertUnwindSafe(self.go_through(delivery)).catch_unwind().await;
-        if is_noted && let Err(error) = self.store.alone_ended(lane, &key).await {
-            tracing::debug!(%error, "could not note that a message was survived");
+        if is_noted {
+            self.survived_alone(lane, key).await;
         }
         result.map_err(|panic| super::words_of(panic.as_ref()))
+    }
+
+    /// Takes the mark of a crash away that did not happen, now or when the store is back.
+    async fn survived_alone(&self, lane: Lane, key: [u8; 32]) {
+        if !matches!(timeout(NOTE_MAX, self.store.alone_ended(lane, &key)).await, Ok(Ok(()))) {
+            let store = Arc::clone(&self.store);
+            tokio::spawn(async move {
+                loop {
+                    store.wait_until_back().await;
+                    match store.alone_ended(lane, &key).await {
+                        Ok(()) => return,
+                        Err(error) if error.is_away() => store.note_away(&error),
+                        Err(_) => {}
+                    }
+                }
+            });
+        }
     }
 
     /// What is wrong with the message is not told here: its proper turn comes.
@@ -210,7 +236,7 @@ impl Pipeline {
         let Ok(decoded) = decode::decode(envelope, &delivery.body, &self.rules, now) else { return };
         let request = &decoded.request;
         crate::faults::reached_by(crate::faults::Point::Decoded, request.id);
-        let Ok(Some(template)) = self.template_of(envelope, request).await else { return };
+        let Ok(Ok(Some(template))) = timeout(NOTE_MAX, self.template_of(envelope, request)).await else { return };
         let Ok(words) = self.words(request, decoded.published_at, &template) else { return };
         crate::faults::reached_by(crate::faults::Point::Rendered, request.id);
         let Some(recipient) = request.recipients.iter().find(|recipient| recipient.address.is_ok()) else { return };
@@ -247,12 +273,12 @@ impl Pipeline {
                 sent = &mut sending => sent,
                 () = wire.disturbed() => {
                     // From here on a crash may be somebody else's.
-                    let (_, sent) = tokio::join!(self.store.alone_ended(lane, key), &mut sending);
+                    let ((), sent) = tokio::join!(self.survived_alone(lane, *key), &mut sending);
                     return sent;
                 }
             };
             // Survived; the row's outcome is committed next.
-            drop(self.store.alone_ended(lane, key).await);
+            self.survived_alone(lane, *key).await;
             return sent;
         }
         let _wire = self.quarantine.beside().await;

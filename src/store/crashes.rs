@@ -7,7 +7,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Store, StoreError, within_limit};
+use super::{Store, StoreError, limit_of, within};
 use crate::email::{Lane, Reason};
 
 /// What is known of a message's crashes.
@@ -50,7 +50,7 @@ impl Store {
             request_id
         )
         .fetch_optional(self.pool_of(lane));
-        within_limit(async { Ok(counting.await?) }).await
+        within(limit_of(lane), async { Ok(counting.await?) }).await
     }
 
     /// Notes that a message is about to be worked on alone. Counts as a crash of its own until [`Store::alone_ended`].
@@ -64,7 +64,7 @@ impl Store {
             key.as_slice()
         )
         .execute(self.pool_of(lane));
-        within_limit(async { Ok(noting.await?) }).await?;
+        within(limit_of(lane), async { Ok(noting.await?) }).await?;
         Ok(())
     }
 
@@ -76,7 +76,7 @@ impl Store {
         let noting =
             sqlx::query!("update email_crashes set alone = greatest(alone - 1, 0) where key = $1", key.as_slice())
                 .execute(self.pool_of(lane));
-        within_limit(async { Ok(noting.await?) }).await?;
+        within(limit_of(lane), async { Ok(noting.await?) }).await?;
         Ok(())
     }
 
@@ -87,7 +87,7 @@ impl Store {
     pub async fn forget_crashes(&self, lane: Lane, key: &[u8; 32]) -> Result<(), StoreError> {
         let forgetting =
             sqlx::query!("delete from email_crashes where key = $1", key.as_slice()).execute(self.pool_of(lane));
-        within_limit(async { Ok(forgetting.await?) }).await?;
+        within(limit_of(lane), async { Ok(forgetting.await?) }).await?;
         Ok(())
     }
 
@@ -109,7 +109,7 @@ impl Store {
             error
         )
         .execute(self.pool_of(lane));
-        within_limit(async { Ok(parking.await?) }).await?;
+        within(limit_of(lane), async { Ok(parking.await?) }).await?;
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{Store, StoreError, within_limit};
@@ -196,9 +196,10 @@ pub struct ReceivedEntry {
     pub files: Vec<Vec<u8>>,
 }
 
-/// The right to write the journal: one daemon at a time has it.
+/// The right to write the journal: one daemon at a time has it. Given back when it is dropped.
 pub struct JournalLock {
-    connection: sqlx::pool::PoolConnection<sqlx::Postgres>,
+    /// Of its own, beside the pools: the lock goes with the session, and a pool would keep both.
+    connection: PgConnection,
 }
 
 impl Store {
@@ -213,10 +214,10 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn lock_journal(&self) -> Result<JournalLock, StoreError> {
-        // Not the fast lane's connections: there may be one only, and the lease needs it.
+        let options = self.pool.connect_options();
         let locking = async {
-            let mut connection = self.pool.acquire().await?;
-            sqlx::query!("select pg_advisory_lock($1)", JOURNAL_LOCK).fetch_one(&mut *connection).await?;
+            let mut connection = PgConnection::connect_with(&options).await?;
+            sqlx::query!("select pg_advisory_lock($1)", JOURNAL_LOCK).fetch_one(&mut connection).await?;
             Ok(JournalLock { connection })
         };
         within_limit(locking).await
@@ -228,7 +229,7 @@ impl Store {
     /// [`StoreError::Away`]: leave them in their queue. [`StoreError::Data`]: one of them cannot be stored.
     pub async fn apply_journal(&self, lock: &mut JournalLock, entries: &[ReceivedEntry]) -> Result<(), StoreError> {
         let applying = async {
-            let mut tx = sqlx::Connection::begin(&mut *lock.connection).await?;
+            let mut tx = lock.connection.begin().await?;
             for received in entries {
                 apply(&mut tx, received).await?;
             }
@@ -238,13 +239,9 @@ impl Store {
         within_limit(applying).await
     }
 
-    /// Gives the right back.
+    /// Gives the right back, and says goodbye.
     pub async fn unlock_journal(&self, lock: JournalLock) {
-        // The lock goes with the session, so a connection that cannot be unlocked is closed.
-        let mut connection = lock.connection;
-        if sqlx::query!("select pg_advisory_unlock($1)", JOURNAL_LOCK).fetch_one(&mut *connection).await.is_err() {
-            drop(connection.close().await);
-        }
+        drop(within_limit(async { Ok(lock.connection.close().await?) }).await);
     }
 }
 

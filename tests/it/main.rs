@@ -34,6 +34,14 @@ mod broker_lost_connection;
 
 mod broker_database_away;
 
+mod broker_incident_without_database;
+
+mod broker_lost_lease;
+
+mod broker_lost_consumer;
+
+mod broker_poison;
+
 mod broker_relay_away;
 
 mod broker_stopped_daemon;
