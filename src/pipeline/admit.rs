@@ -91,9 +91,10 @@ impl<'a> Message<'a> {
         self.request.expires_at.is_some_and(|at| at <= Utc::now())
     }
 
-    /// When the mail's age begins to count.
+    /// When the mail's age begins to count: at the latest of publish, `not_before` and replay.
     pub(super) fn age_since(&self) -> DateTime<Utc> {
-        self.request.not_before.map_or(self.published_at, |at| at.max(self.published_at))
+        let later = [self.request.not_before, self.envelope.replayed_at];
+        later.into_iter().flatten().fold(self.published_at, DateTime::max)
     }
 
     /// Whether this recipient could be sent to right now, as far as the request alone tells.

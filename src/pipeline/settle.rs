@@ -19,7 +19,7 @@ use crate::{
         delivery::{COPY, CRASHES, GENERATION, PUBLISHED_AT},
         topology,
     },
-    email::{EmailRequest, Lane, Reason, Status},
+    email::{self, EmailRequest, Lane, PayloadHash, Reason, Status},
     faults::{self, Point},
 };
 
@@ -54,6 +54,22 @@ pub mod dead_letter_headers {
     pub const RECIPIENTS: &str = "x-recipients";
     /// JSON: every try, in order.
     pub const HISTORY: &str = "x-history";
+
+    /// All of them: what a replayed copy must not carry.
+    pub const ALL: [&str; 12] = [
+        REASON,
+        ERROR,
+        ATTEMPTS,
+        FIRST_AT,
+        LAST_AT,
+        LANE,
+        SETTLEMENT_ID,
+        REQUEST_ID,
+        SOURCE,
+        TEMPLATE,
+        RECIPIENTS,
+        HISTORY,
+    ];
 }
 
 /// How a delivery leaves its queue.
@@ -101,7 +117,7 @@ pub struct Letter {
 #[derive(Debug)]
 struct About {
     id: Uuid,
-    payload_hash: [u8; 32],
+    payload_hash: PayloadHash,
     source: String,
     template_key: String,
 }
@@ -110,7 +126,7 @@ impl About {
     fn of(request: &EmailRequest) -> Self {
         Self {
             id: request.id,
-            payload_hash: request.payload_hash.0,
+            payload_hash: request.payload_hash,
             source: request.source.clone(),
             template_key: request.template_key.clone(),
         }
@@ -254,7 +270,9 @@ impl Pipeline {
         if !delay.supersedes {
             return true;
         }
-        self.patiently(|| self.store.settled_retry(lane, delay.request_id, delay.copy_no)).await.is_some()
+        let generation = delivery.envelope.generation;
+        let settled = || self.store.settled_retry(lane, delay.request_id, generation, delay.copy_no);
+        self.patiently(settled).await.is_some()
     }
 
     async fn bury(&self, delivery: &Delivery, letter: &Letter) -> bool {
@@ -269,7 +287,8 @@ impl Pipeline {
         }
         match &letter.about {
             Some(about) if letter.has_rows => {
-                self.patiently(|| self.store.settled_dead(lane, about.id)).await.is_some()
+                let generation = delivery.envelope.generation;
+                self.patiently(|| self.store.settled_dead(lane, about.id, generation)).await.is_some()
             }
             Some(_) | None => true,
         }
@@ -370,17 +389,23 @@ impl Pipeline {
 }
 
 /// One failure has one id: request, payload and generation; for what is no request, the bytes and headers.
+///
+/// What has no rows has no generation that could be raised: there the time of the replay tells one failure from the next.
 fn settlement_id(delivery: &Delivery, letter: &Letter) -> Uuid {
+    let envelope = &delivery.envelope;
     let mut hash = Sha256::new();
-    if let Some(about) = &letter.about {
-        hash.update(about.id.as_bytes());
-        hash.update(about.payload_hash);
-        hash.update(delivery.envelope.generation.to_be_bytes());
-    } else {
-        hash.update(&delivery.body);
-        for (name, value) in delivery.original.headers_as_text() {
-            hash.update(name);
-            hash.update(value);
+    match (&letter.about, envelope.replayed_at) {
+        (Some(about), Some(at)) if !letter.has_rows => {
+            hash.update(email::settlement_id(about.id, about.payload_hash, envelope.generation));
+            hash.update(at.timestamp_millis().to_be_bytes());
+        }
+        (Some(about), _) => return email::settlement_id(about.id, about.payload_hash, envelope.generation),
+        (None, _) => {
+            hash.update(&delivery.body);
+            for (name, value) in delivery.original.headers_as_text() {
+                hash.update(name);
+                hash.update(value);
+            }
         }
     }
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &hash.finalize())

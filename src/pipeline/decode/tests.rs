@@ -23,6 +23,7 @@ fn envelope(content_type: &str) -> Envelope {
         is_copy: false,
         crashes: 0,
         redelivered: false,
+        replayed_at: None,
         traceparent: None,
         tracestate: None,
     }
