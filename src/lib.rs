@@ -30,6 +30,8 @@ pub mod wire;
 
 pub mod archive;
 
+pub mod replay;
+
 pub mod reload;
 
 pub mod publish;
