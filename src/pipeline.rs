@@ -160,7 +160,10 @@ impl Pipeline {
         published_at: DateTime<Utc>,
         rendering: &Rendering,
     ) -> Settlement {
-        let message = admit::Message::new(self, delivery, request, published_at, rendering);
+        let Some(earlier) = self.earlier_recipients(delivery, request).await else {
+            return Settlement::HandBack;
+        };
+        let message = admit::Message::new(self, delivery, request, published_at, rendering, earlier);
         if let Err(settlement) = self.keep_attachments(&message).await {
             return settlement;
         }

@@ -12,7 +12,8 @@ use super::{Fate, Pipeline, render::Rendering, settle::Settlement};
 use crate::{
     broker::Delivery,
     email::{
-        AttachmentContent, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind, UnknownPolicy,
+        AttachmentContent, EmailAddress, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind,
+        UnknownPolicy,
     },
     faults::{self, Point},
     smtp::Place,
@@ -49,11 +50,13 @@ impl<'a> Message<'a> {
         request: &'a EmailRequest,
         published_at: DateTime<Utc>,
         rendering: &'a Rendering,
+        earlier: Vec<Recipient>,
     ) -> Self {
         let envelope = &delivery.envelope;
         let mut recipients = request.recipients.clone();
-        for address in rendering.manifest().map(|m| m.always_to.as_slice()).unwrap_or_default() {
-            let one = Recipient { address: Ok(address.clone()), display_name: None };
+        let always_to = rendering.manifest().map(|m| m.always_to.as_slice()).unwrap_or_default();
+        let always_to = always_to.iter().map(|address| Recipient { address: Ok(address.clone()), display_name: None });
+        for one in always_to.chain(earlier) {
             if !recipients.iter().any(|known| known.key() == one.key()) {
                 recipients.push(one);
             }
@@ -183,6 +186,25 @@ impl<'a> Message<'a> {
 }
 
 impl Pipeline {
+    /// Whom a replayed request went to when it was first claimed: the version that it uses now may name others, and whoever
+    /// was reopened must not wait for ever. Nothing: the daemon stops.
+    pub(super) async fn earlier_recipients(
+        &self,
+        delivery: &Delivery,
+        request: &EmailRequest,
+    ) -> Option<Vec<Recipient>> {
+        let Envelope { lane, generation, .. } = delivery.envelope;
+        if generation == 0 {
+            return Some(Vec::new());
+        }
+        let rows = self.patiently(|| self.store.recipients_of(lane, request.id)).await?;
+        let known = rows.into_iter().filter_map(|(email, display_name)| {
+            // One that is no address is in the request itself.
+            Some(Recipient { address: Ok(EmailAddress::parse(&email).ok()?), display_name })
+        });
+        Some(known.collect())
+    }
+
     /// Stores the attachments' bytes, so that no mail is on its way whose attachment the audit does not have.
     pub(super) async fn keep_attachments(&self, message: &Message<'_>) -> Result<(), Settlement> {
         if message.rendering.words.is_err() {
