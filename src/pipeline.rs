@@ -145,6 +145,9 @@ impl Pipeline {
         if request.priority.lane() != envelope.lane {
             return Settlement::Reroute(request.priority.lane());
         }
+        if envelope.replayed_at.is_some() && envelope.copy_no == 0 && !envelope.redelivered {
+            self.metrics.replayed(envelope.lane);
+        }
         let Ok(rendering) = self.render(envelope, &request, published_at).await else {
             return Settlement::HandBack;
         };

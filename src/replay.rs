@@ -7,7 +7,7 @@
 //! Invariant: no copy is published before the commit that its rows, and every older copy, are judged by.
 //! Invariant: bodies are read one at a time; a plan reads none.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, panic::AssertUnwindSafe, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -24,9 +24,10 @@ use crate::{
         delivery::{COPY, CRASHES, GENERATION, PUBLISHED_AT, REPLAYED_AT, ROUTING_KEY, is_brokers_own},
         topology,
     },
-    email::{Lane, Priority, TemplateKind},
+    config::PipelineConfig,
+    email::{Envelope, Lane, PayloadHash, Priority, Reason, TemplateKind},
     faults::{self, Point},
-    pipeline::dead_letter_headers,
+    pipeline::{dead_letter_headers, decode::decode},
     publish,
     store::{
         Store, StoreError,
@@ -38,6 +39,8 @@ use crate::{
 
 /// Letters that a plan looks at together.
 const PLANNED_AT_ONCE: usize = 500;
+/// What retry copies say of themselves and of those who still wait, and what their first claim has fixed.
+const OF_RETRY_COPIES: [&str; 3] = [COPY, "x-pending", "x-template-version"];
 
 /// Why a replay stopped.
 #[derive(Debug, thiserror::Error)]
@@ -146,34 +149,65 @@ pub async fn plan(
 pub async fn replay(
     store: &Store,
     publisher: &Publisher,
-    id: Uuid,
+    letter: &LetterFacts,
     rules: &ReplayRules,
+    pipeline: &PipelineConfig,
 ) -> Result<Option<Replayed>, ReplayError> {
-    let copy = match store.begin_replay(id, rules).await? {
+    let id = letter.id;
+    let read = match letter.reason {
+        Some(Reason::Poison) => store.letter_content(id).await?.and_then(|content| read(content, pipeline)),
+        _ => None,
+    };
+    let copy = match store.begin_replay(id, rules, read).await? {
         Begun::Publish(copy) => copy,
         Begun::Skip(skip) => return Ok(Some(Replayed::Skipped(skip))),
         Begun::Unknown => return Ok(None),
     };
     let request = copy.request_id.unwrap_or_default();
     faults::reached_by(Point::ReplayCommitted, request);
-    let Some(content) = store.letter_content(id).await? else {
+    let Some(mut content) = store.letter_content(id).await? else {
         return Ok(Some(Replayed::Skipped(Skip::Anonymised)));
     };
-    publisher.publish(&outgoing(&copy, content)).await?;
+    let body = Bytes::from(std::mem::take(&mut content.body));
+    publisher.publish(&outgoing(&copy, &content, body)).await?;
     faults::reached_by(Point::ReplayConfirmed, request);
     store.finish_replay(&copy).await?;
     Ok(Some(Replayed::Published))
 }
 
+/// Reads a message that crashed whoever read it: this version may know better, and here it takes no mail down with it.
+fn read(content: LetterContent, rules: &PipelineConfig) -> Option<PayloadHash> {
+    let property = |name: &str| content.properties.get(name).and_then(Value::as_str).map(str::to_owned);
+    let envelope = Envelope {
+        lane: Lane::Standard,
+        routing_key: content.routing_key.clone().unwrap_or_default(),
+        content_type: property("content_type"),
+        message_id: property("message_id"),
+        published_at: Some(content.first_at),
+        generation: 0,
+        copy_no: 0,
+        is_copy: false,
+        crashes: 0,
+        redelivered: false,
+        replayed_at: None,
+        traceparent: None,
+        tracestate: None,
+    };
+    let body = Bytes::from(content.body);
+    let decoding = AssertUnwindSafe(|| decode(&envelope, &body, rules, Utc::now()));
+    let decoded = std::panic::catch_unwind(decoding).ok()?.ok()?;
+    Some(decoded.request.payload_hash)
+}
+
 /// The copy as it is published: the message as it was, without what its failure and its earlier ways have added.
-fn outgoing(copy: &ReplayCopy, content: LetterContent) -> Outgoing {
-    let lane = copy.lane.unwrap_or_else(|| lane_of(&content));
+fn outgoing(copy: &ReplayCopy, content: &LetterContent, body: Bytes) -> Outgoing {
+    let lane = copy.lane.unwrap_or_else(|| lane_of(content, &body));
     let mut headers = FieldTable::default();
     for (name, value) in content.headers.as_object().into_iter().flatten() {
         let is_ours = dead_letter_headers::ALL.contains(&name.as_str())
             || [GENERATION, CRASHES, REPLAYED_AT].contains(&name.as_str())
             // Copies count anew in a new generation. A message that goes back as it was is the copy that it was.
-            || copy.is_reopened && name == COPY;
+            || copy.is_reopened && OF_RETRY_COPIES.contains(&name.as_str());
         let (false, Some(value), Some(name)) = (is_ours || is_brokers_own(name), value.as_str(), short(name)) else {
             continue;
         };
@@ -209,12 +243,7 @@ fn outgoing(copy: &ReplayCopy, content: LetterContent) -> Outgoing {
     if let Some(seconds) = timestamp {
         properties = properties.with_timestamp(seconds);
     }
-    Outgoing {
-        exchange: String::new(),
-        routing_key: topology::lane_queue(lane),
-        properties,
-        body: Bytes::from(content.body),
-    }
+    Outgoing { exchange: String::new(), routing_key: topology::lane_queue(lane), properties, body }
 }
 
 /// Nothing when it is too long for AMQP's short strings; nothing that ever came in is, but for NULs that were replaced.
@@ -224,15 +253,11 @@ fn short(text: &str) -> Option<ShortString> {
 
 /// The lane of a message whose request the audit does not know: where it travelled, else where its priority or its routing
 /// key leads. One that says nothing of it is looked at on the standard lane.
-fn lane_of(content: &LetterContent) -> Lane {
+fn lane_of(content: &LetterContent, body: &Bytes) -> Lane {
     let travelled = content.lane.as_deref().and_then(Lane::from_name);
     let asked_for = || {
         let is_json = content.properties.get("content_type").and_then(Value::as_str) == Some(wire::JSON);
-        let request = if is_json {
-            wire::from_json(&content.body).ok()?
-        } else {
-            wire::from_protobuf(Bytes::copy_from_slice(&content.body)).ok()?
-        };
+        let request = if is_json { wire::from_json(body).ok()? } else { wire::from_protobuf(body.clone()).ok()? };
         publish::priority_of(&request).ok()
     };
     let in_key = || {
@@ -265,7 +290,7 @@ mod tests {
             first_at: at(1000),
             properties: json!({"content_type": "application/json", "type": wire::REQUEST_TYPE, "message_id": "m",
                 "priority": 6, "timestamp": null}),
-            headers: json!({"x-reason": "rejected", "x-error": "550", "x-history": "[]", "x-copy": "2",
+            headers: json!({"x-reason": "rejected", "x-error": "550", "x-history": "[]", "x-copy": "2", "x-pending": "p",
                 "x-generation": "0", "x-crashes": "2", "x-death": "[]", "x-first-death-queue": "email.standard",
                 "x-routing-key": "support.p1", "traceparent": "00-ab-cd-01"}),
             body: b"{}".to_vec(),
@@ -279,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_copy_carries_what_the_producer_gave_and_nothing_of_its_failure() {
-        let reopened = outgoing(&copy(true, Some(Lane::Standard)), content());
+        let reopened = outgoing(&copy(true, Some(Lane::Standard)), &content(), Bytes::new());
         let expected = ["traceparent", "x-generation", "x-published-at-ms", "x-replayed-at-ms", "x-routing-key"];
         assert_eq!(headers(&reopened), expected);
         assert_eq!((reopened.exchange.as_str(), reopened.routing_key.as_str()), ("", "email.standard"));
@@ -292,14 +317,14 @@ mod tests {
 
     #[test]
     fn a_message_that_goes_back_as_it_was_is_the_copy_that_it_was() {
-        let resumed = outgoing(&copy(false, Some(Lane::Bulk)), content());
+        let resumed = outgoing(&copy(false, Some(Lane::Bulk)), &content(), Bytes::new());
         assert!(headers(&resumed).contains(&COPY.to_owned()), "{:?}", headers(&resumed));
         assert_eq!(resumed.routing_key, "email.bulk");
     }
 
     #[test]
     fn a_message_that_nobody_knows_goes_where_it_asks_to_go() {
-        let lane = |content: &LetterContent| lane_of(content);
+        let lane = |content: &LetterContent| lane_of(content, &Bytes::from(content.body.clone()));
         assert_eq!(lane(&LetterContent { lane: Some("fast".into()), ..content() }), Lane::Fast);
         let asks = LetterContent { body: br#"{"priority":"P3"}"#.to_vec(), ..content() };
         assert_eq!(lane(&LetterContent { routing_key: Some("support.urgent".into()), ..asks }), Lane::Bulk);

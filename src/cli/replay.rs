@@ -20,10 +20,12 @@ use uuid::Uuid;
 use super::{Session, dead::FilterArgs, or_dash, table};
 use crate::{
     broker::{Link, Publisher, link::Purpose},
+    config::PipelineConfig,
+    email::Reason,
     replay::{self, Planned, ReplayError, Replayed, Templates},
     store::{
         Store,
-        replay::{LetterState, ReplayRules, Skip, Verdict},
+        replay::{LetterFacts, LetterState, ReplayRules, Skip, Verdict},
     },
 };
 
@@ -86,13 +88,13 @@ enum Fate {
 }
 
 pub(super) async fn run(context: &Session, args: Args) -> anyhow::Result<ExitCode> {
-    let audit_retention = context.settings.pipeline()?.audit_retention;
+    let pipeline = context.settings.pipeline()?;
     // Before anything is looked up: half the settings would only do half the work.
     let broker = if args.dry_run { None } else { Some(context.settings.broker()?) };
     let (yes, rate) = (args.yes, args.rate);
     let (store, recipient_hash) = context.store_to_search(args.filter.to.as_deref()).await?;
     let templates = Templates::load(&store).await?;
-    let rules = templates.rules(args.keep_version, audit_retention);
+    let rules = templates.rules(args.keep_version, pipeline.audit_retention);
     let ids = chosen(&store, args, recipient_hash).await?;
     let plan = replay::plan(&store, &ids, &templates, &rules, Utc::now()).await?;
     let mut items: Vec<Item> = plan.into_iter().map(Item::of).collect();
@@ -114,7 +116,8 @@ pub(super) async fn run(context: &Session, args: Args) -> anyhow::Result<ExitCod
         // One attempt that fails at once beats one that waits for ever: somebody is looking.
         drop(link.connect_once().await.context("AMQP_URL")?);
         let publisher = Publisher::new(Arc::clone(&link), 1);
-        send(&store, &publisher, &rules, &mut items, rate, open).await;
+        let sender = Sender { store: &store, publisher: &publisher, rules: &rules, pipeline: &pipeline };
+        sender.send(&mut items, rate, open).await;
         link.close().await;
     }
     report(context, &items, false)?;
@@ -160,50 +163,62 @@ impl Item {
         };
         json!({
             "id": letter.id, "request_id": letter.request_id, "template_key": letter.template_key,
-            "reason": letter.reason.map(|reason| reason.name()), "template_version": self.planned.version,
+            "reason": letter.reason.map(Reason::name), "template_version": self.planned.version,
             "result": result, "why": why.as_ref().map(|(name, _)| name), "words": why.as_ref().map(|(_, words)| words),
         })
     }
 }
 
-/// Sends every open letter on its way, at this rate. Ends early when broker or database are away, or on Ctrl-C.
-async fn send(store: &Store, publisher: &Publisher, rules: &ReplayRules, items: &mut [Item], rate: u32, open: usize) {
-    let pause = Duration::from_secs(1) / rate;
-    let mut ticks = tokio::time::interval(pause);
-    // A slow broker is not made up for by a burst.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let bar = progress(open, pause);
-    let interrupted = CancellationToken::new();
-    let telling = interrupted.clone();
-    let listening = tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            telling.cancel();
-        }
-    });
-    for item in items.iter_mut().filter(|item| matches!(item.result, Fate::Open)) {
-        tokio::select! {
-            // Between two letters, so that none is left half done.
-            biased;
-            () = interrupted.cancelled() => break,
-            _ = ticks.tick() => {}
-        }
-        let mut is_over = false;
-        item.result = match replay::replay(store, publisher, item.planned.letter.id, rules).await {
-            Ok(Some(Replayed::Published)) => Fate::Published,
-            Ok(Some(Replayed::Skipped(skip))) => Fate::Skipped(skip),
-            Ok(None) => Fate::Failed("it is gone: retention has deleted it".to_owned()),
-            Err(error) => {
-                is_over = is_over_with(&error);
-                Fate::Failed(in_words(&error))
+/// What sending needs.
+struct Sender<'a> {
+    store: &'a Store,
+    publisher: &'a Publisher,
+    rules: &'a ReplayRules,
+    pipeline: &'a PipelineConfig,
+}
+
+impl Sender<'_> {
+    /// Sends every open letter on its way, at this rate. Ends early when broker or database are away, or on Ctrl-C.
+    async fn send(&self, items: &mut [Item], rate: u32, open: usize) {
+        let pause = Duration::from_secs(1) / rate;
+        let mut ticks = tokio::time::interval(pause);
+        // A slow broker is not made up for by a burst.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let bar = progress(open, pause);
+        let interrupted = CancellationToken::new();
+        let telling = interrupted.clone();
+        let listening = tokio::spawn(async move {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                telling.cancel();
             }
-        };
-        bar.inc(1);
-        if is_over {
-            break;
+        });
+        for item in items.iter_mut().filter(|item| matches!(item.result, Fate::Open)) {
+            tokio::select! {
+                // Between two letters, so that none is left half done.
+                biased;
+                () = interrupted.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            let (fate, is_over) = self.one(&item.planned.letter).await;
+            item.result = fate;
+            bar.inc(1);
+            if is_over {
+                break;
+            }
+        }
+        listening.abort();
+        bar.finish_and_clear();
+    }
+
+    /// What has become of one letter, and whether those behind it would fare no better.
+    async fn one(&self, letter: &LetterFacts) -> (Fate, bool) {
+        match replay::replay(self.store, self.publisher, letter, self.rules, self.pipeline).await {
+            Ok(Some(Replayed::Published)) => (Fate::Published, false),
+            Ok(Some(Replayed::Skipped(skip))) => (Fate::Skipped(skip), false),
+            Ok(None) => (Fate::Failed("it is gone: retention has deleted it".to_owned()), false),
+            Err(error) => (Fate::Failed(in_words(&error)), is_over_with(&error)),
         }
     }
-    listening.abort();
-    bar.finish_and_clear();
 }
 
 /// Whether the letters behind this one would fare no better.

@@ -149,6 +149,11 @@ pub fn settlement_id(request: Uuid, payload: PayloadHash, generation: i32) -> Uu
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &hash.finalize())
 }
 
+impl PayloadHash {
+    /// Stands for the payload of a message whose bytes must not be read, because it crashes whoever does.
+    pub const UNREAD: Self = Self([0; 32]);
+}
+
 impl fmt::Display for PayloadHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))

@@ -86,18 +86,26 @@ impl Store {
 
     /// Decides under a lock whether a letter goes on its way again, and commits what its copy needs to find.
     ///
+    /// A poisonous message is known by its `message_id` only: `read` is what reading its bytes has shown since, and without it
+    /// nothing is reopened for it. Rows that wait for a copy of another payload would wait for ever.
+    ///
     /// # Errors
     /// When the database is away: nothing was begun, or it was and the next call finds it so.
-    pub async fn begin_replay(&self, id: Uuid, rules: &ReplayRules) -> Result<Begun, StoreError> {
+    pub async fn begin_replay(
+        &self,
+        id: Uuid,
+        rules: &ReplayRules,
+        read: Option<PayloadHash>,
+    ) -> Result<Begun, StoreError> {
         loop {
-            match within_limit(self.begin_once(id, rules)).await {
+            match within_limit(self.begin_once(id, rules, read)).await {
                 Err(StoreError::Repeat(_)) => {}
                 begun => return begun,
             }
         }
     }
 
-    async fn begin_once(&self, id: Uuid, rules: &ReplayRules) -> Result<Begun, StoreError> {
+    async fn begin_once(&self, id: Uuid, rules: &ReplayRules, read: Option<PayloadHash>) -> Result<Begun, StoreError> {
         let mut tx = self.pool.begin().await?;
         let locked = sqlx::query!("select request_id from dead_letters where id = $1 for update", id)
             .fetch_optional(&mut *tx)
@@ -118,6 +126,12 @@ impl Store {
                 mark_replayed(&mut tx, id).await?;
                 tx.commit().await?;
                 return Ok(Begun::Skip(Skip::Replayed));
+            }
+            Verdict::Reopen { .. }
+                if letter.reason == Some(Reason::Poison)
+                    && read != letter.request.as_ref().map(|request| request.payload_hash) =>
+            {
+                return Ok(Begun::Skip(Skip::Unreadable));
             }
             Verdict::Reopen { generation } => {
                 if let Some(request_id) = letter.request_id {
@@ -211,7 +225,8 @@ async fn facts(
     .await?;
     let requests: Vec<Uuid> = letters.iter().filter_map(|letter| letter.request_id).collect();
     let rows = sqlx::query!(
-        r#"select m.request_id as "request_id!", m.status as "status!", m.held as "held!", s.address_hash is not null as "suppressed!"
+        r#"select m.request_id as "request_id!", m.status as "status!", m.held as "held!",
+            m.settlement = 'pending' as "owed!", s.address_hash is not null as "suppressed!"
            from email_messages m
            left join suppressions s on s.address_hash = m.recipient_hash
             and (m.template_key = any($2) or s.reason in ('hard_bounce', 'complaint'))
@@ -225,7 +240,7 @@ async fn facts(
     let mut recipients: HashMap<Uuid, Vec<RecipientFacts>> = HashMap::new();
     for row in rows {
         let status = Status::from_name(&row.status).ok_or_else(|| newer_schema(&row.status))?;
-        let facts = RecipientFacts { status, held: row.held, suppressed: row.suppressed };
+        let facts = RecipientFacts { status, held: row.held, suppressed: row.suppressed, owed: row.owed };
         recipients.entry(row.request_id).or_default().push(facts);
     }
     letters
@@ -234,12 +249,15 @@ async fn facts(
             let request = match (row.request_id, row.payload_hash, row.known_generation, row.published_at) {
                 (Some(id), Some(hash), Some(generation), Some(published_at)) => {
                     let hash = PayloadHash(<[u8; 32]>::try_from(hash).unwrap_or_default());
+                    let says = |payload| settlement_id(id, payload, row.generation).to_string() == row.settlement_key;
+                    let is_unread = || row.reason == Reason::Poison.name() && says(PayloadHash::UNREAD);
                     Some(KnownRequest {
                         generation,
+                        payload_hash: hash,
                         expires_at: row.expires_at,
                         published_at,
                         template_version: row.template_version,
-                        is_letters_own: settlement_id(id, hash, row.generation).to_string() == row.settlement_key,
+                        is_letters_own: says(hash) || is_unread(),
                         // Two letters of one request share its rows.
                         recipients: recipients.get(&id).cloned().unwrap_or_default(),
                     })

@@ -1,7 +1,11 @@
 //! A dead letter whose cause is mended is sent when it is replayed, and once, however often it is replayed.
 
 use lapin::types::AMQPValue;
-use postrider::{broker::delivery::GENERATION, email::Phase, publish, wire};
+use postrider::{
+    broker::delivery::{GENERATION, PUBLISHED_AT},
+    email::Phase,
+    publish, wire,
+};
 use uuid::Uuid;
 
 use crate::support::{
@@ -50,6 +54,7 @@ async fn a_refused_mail_is_sent_once_after_the_relay_is_mended() {
     let told: Vec<_> = lines.iter().map(|line| (line.kind.as_str(), line.attempt)).collect();
     assert_eq!(told, [("rejected", 1), ("replayed", 0), ("sent", 1)], "nothing of its history is lost");
     assert_eq!(state(&post, letter).await, "replayed");
+    assert!((post.daemon().metric("email_replayed_total", &["standard"]).await - 1.0).abs() < f64::EPSILON);
 
     // Again, by either id: it is over.
     for id in [letter.to_string(), request.request_id.clone()] {
@@ -150,7 +155,7 @@ async fn of_several_recipients_only_those_that_failed_get_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replayed_mail_has_its_retries_and_its_age_anew_and_older_copies_are_duplicates() {
+async fn a_replayed_mail_has_its_tries_anew_and_older_copies_are_duplicates() {
     let post = Installation::start().await;
     let request = ticket("ada@example.bj");
     // It fails as a retry copy, so that its copies have been counted.
@@ -251,5 +256,68 @@ async fn what_was_never_read_or_never_routed_is_processed_again_and_fails_as_a_n
     assert_eq!((letters[3].reason.as_str(), letters[3].request_id), ("malformed", Some(id(&unreadable))));
     assert_eq!(letters[3].body, wire::to_protobuf(&unreadable), "nothing of it is lost");
     assert_eq!(post.relay.log().accepted().count(), 2);
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_broker_put_aside_goes_back_to_its_lane_and_a_mail_that_waits_for_it_goes_on() {
+    // Rungs that leave time to take a copy away.
+    let post = Installation::start_with(&[("EMAIL_LADDER_STANDARD", "20s,40s")]).await;
+    let (unseen, waits) = (ticket("unseen@example.bj"), ticket("waits@example.bj"));
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("451 4.3.0 later")).to("waits").once());
+    post.publish(&waits).await;
+    until("its copy waits for another try", async || post.broker.retry_copies().await == 1).await;
+    until("its row knows of that copy", async || post.database.row(id(&waits)).await.settlement == "done").await;
+    let channel = post.broker.channel().await;
+    let copy = channel.basic_get("email.retry.standard.20s".into(), Default::default()).await.expect("a look");
+    let copy = copy.expect("the only copy of it");
+    publish_dead(&channel, copy.properties.clone(), &copy.data).await;
+    copy.acker.ack(Default::default()).await.expect("taken");
+    let message = publish::outgoing(&unseen, "").expect("a request");
+    publish_dead(&channel, message.properties, &message.body).await;
+    let letters = post.database.wait_for_letters(2).await;
+    assert!(letters.iter().all(|letter| letter.reason == "broker"), "{letters:?}");
+    // Its time has come meanwhile.
+    sqlx::query("update email_messages set due_at = now()").execute(&post.database.pool).await.expect("due");
+
+    let said = post.run(&["dead", "replay", "--reason", "broker", "--json"]).await.json();
+    assert_eq!(said["replayed"], 2, "{said}");
+    for request in [&unseen, &waits] {
+        post.database.wait_for(id(request), "sent").await;
+    }
+    assert_eq!(post.database.row(id(&waits)).await.attempts, 2, "it goes on where it was");
+    assert_eq!(post.relay.log().accepted().count(), 2);
+    post.finish().await;
+}
+
+async fn publish_dead(channel: &lapin::Channel, properties: lapin::BasicProperties, body: &[u8]) {
+    let options = lapin::options::BasicPublishOptions::default();
+    let published = channel.basic_publish("email.dead".into(), "support.p1".into(), options, body, properties).await;
+    published.expect("it is sent").await.expect("it is taken");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_mail_is_as_young_as_its_replay() {
+    let post = Installation::start_with(&[("EMAIL_AGE_MAX_STANDARD", "1h")]).await;
+    let request = ticket("ada@example.bj");
+    let mut message = publish::outgoing(&request, "").expect("a request");
+    let mut headers = message.properties.headers().clone().unwrap_or_default();
+    let two_hours_ago = chrono::Utc::now() - chrono::TimeDelta::hours(2);
+    headers.insert(PUBLISHED_AT.into(), AMQPValue::LongLongInt(two_hours_ago.timestamp_millis()));
+    message.properties = message.properties.with_headers(headers);
+    post.relay.script(Rule::at(Phase::FinalDot, Act::reply("451 4.3.0 later")).times(2));
+    post.broker.publish_raw("support.p1", message.properties, &message.body).await;
+    let letter = post.database.wait_for_letter(id(&request)).await;
+    assert_eq!(letter.reason, "age_exhausted");
+    post.wait_until_settled().await;
+    // Deferred once more, which its age since the publish would not allow.
+    assert_eq!(post.run(&["dead", "replay", &request.request_id]).await.code, 0);
+    let row = post.database.wait_for(id(&request), "sent").await.remove(0);
+    assert_eq!(row.attempts, 2);
+    let published: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("select published_at from email_requests")
+        .fetch_one(&post.database.pool)
+        .await
+        .expect("the request");
+    assert_eq!(published.timestamp_millis(), two_hours_ago.timestamp_millis(), "when it was published is kept");
     post.finish().await;
 }

@@ -1,13 +1,16 @@
 //! A replay that is killed anywhere is finished by the next one, and sends once.
 
-use postrider::{email::Phase, wire};
+use postrider::{
+    email::{Lane, PayloadHash, Phase, settlement_id},
+    wire,
+};
 use uuid::Uuid;
 
 use crate::support::{
     installation::Installation,
     process::postrider,
     relay::{Act, Rule},
-    requests::{id, ticket},
+    requests::{id, set, ticket},
 };
 
 async fn refused(post: &Installation, request: &wire::EmailRequest) {
@@ -78,5 +81,53 @@ async fn killed_after_its_copy_was_published_the_next_sends_nothing_more() {
     let said = post.run(&["dead", "replay", &arrived.request_id, "--json"]).await.json();
     assert_eq!((&said["skipped"], &said["items"][0]["why"]), (&1.into(), &"replayed".into()), "{said}");
     assert_eq!(post.relay.log().mails.len(), 2);
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_of_before_that_confirms_late_does_not_make_the_replayed_copy_an_old_one() {
+    let post = Installation::start().await;
+    let request = ticket("ada@example.bj");
+    refused(&post, &request).await;
+    replay_killed_at(&post, "replay_committed", &request).await;
+    // It had published a retry copy, and a dead letter, and tells so only now.
+    let store = post.database.store();
+    store.settled_retry(Lane::Standard, id(&request), 0, 7).await.expect("told");
+    store.settled_dead(Lane::Standard, id(&request), 0).await.expect("told");
+    store.close().await;
+    assert_eq!(post.run(&["dead", "replay", &request.request_id]).await.code, 0);
+    post.database.wait_for(id(&request), "sent").await;
+    assert_eq!(post.relay.log().accepted().count(), 1);
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_crashed_its_readers_is_reopened_only_if_it_is_the_request_that_it_claims_to_be() {
+    let post = Installation::start().await;
+    let (true_one, liar) = (ticket("true@example.bj"), ticket("liar@example.bj"));
+    for request in [&true_one, &liar] {
+        refused(&post, request).await;
+        // Parked without having been read: nothing but the message_id told whose it is.
+        let key = settlement_id(id(request), PayloadHash::UNREAD, 0).to_string();
+        sqlx::query("update dead_letters set reason = 'poison', settlement_key = $2 where request_id = $1")
+            .bind(id(request))
+            .bind(key)
+            .execute(&post.database.pool)
+            .await
+            .expect("changed");
+    }
+    let mut other = liar.clone();
+    set(&mut other, "title", "another payload");
+    sqlx::query("update dead_letters set body = $2 where request_id = $1")
+        .bind(id(&liar))
+        .bind(wire::to_protobuf(&other).to_vec())
+        .execute(&post.database.pool)
+        .await
+        .expect("changed");
+    let said = post.run(&["dead", "replay", "--reason", "poison", "--json"]).await.json();
+    assert_eq!(said["items"][0]["result"], "replayed", "{said}");
+    assert_eq!(said["items"][1]["why"], "unreadable", "{said}");
+    post.database.wait_for(id(&true_one), "sent").await;
+    assert_eq!(post.database.row(id(&liar)).await.status, "failed", "nothing waits for what never comes");
     post.finish().await;
 }

@@ -11,7 +11,7 @@ use std::{fmt, time::Duration};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::email::{Reason, Status};
+use crate::email::{PayloadHash, Reason, Status};
 
 /// Where a dead letter stands: the `state` column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct RecipientFacts {
     pub held: bool,
     /// The address is on the suppression list, as far as it concerns this template.
     pub suppressed: bool,
+    /// Its own dead letter has not been published yet.
+    pub owed: bool,
 }
 
 impl RecipientFacts {
@@ -80,7 +82,9 @@ pub struct KnownRequest {
     pub published_at: DateTime<Utc>,
     /// The version that the first claim fixed.
     pub template_version: Option<i32>,
-    /// The letter is about this request with this payload: its settlement id says so.
+    /// What came with its id first.
+    pub payload_hash: PayloadHash,
+    /// The letter is about this request: its settlement id says so.
     pub is_letters_own: bool,
     /// Its rows.
     pub recipients: Vec<RecipientFacts>,
@@ -162,6 +166,8 @@ pub enum Skip {
     OtherLetter,
     /// The audit has no rows of its request, or of another payload: it may have been sent.
     Forgotten,
+    /// It crashed whoever read it, and reading it now did not show that it is this request.
+    Unreadable,
     /// Its generation cannot be raised any more.
     LastGeneration,
 }
@@ -183,6 +189,7 @@ impl Skip {
             Self::Suppressed => "suppressed",
             Self::OtherLetter => "other_letter",
             Self::Forgotten => "forgotten",
+            Self::Unreadable => "unreadable",
             Self::LastGeneration => "last_generation",
         }
     }
@@ -203,6 +210,9 @@ impl fmt::Display for Skip {
             Self::Suppressed => "on the suppression list",
             Self::OtherLetter => "its request failed as another letter: replay that one",
             Self::Forgotten => "the audit does not know its request: it may have been sent",
+            Self::Unreadable => {
+                "this version cannot read it either, or it is not the request that its message_id names"
+            }
             Self::LastGeneration => "its x-generation cannot be raised: publish it under a new id",
         })
     }
@@ -254,9 +264,9 @@ fn waiting(letter: &LetterFacts, audit_retention: Duration, now: DateTime<Utc>) 
     };
     let reopenable = || request.recipients.iter().filter(|recipient| recipient.is_reopenable());
     let is_pending = request.recipients.iter().any(|recipient| recipient.is_pending());
-    // This message may be the only copy that is left of a request that still waits.
-    let may_be_the_only_copy =
-        matches!(letter.reason, Some(Reason::Malformed | Reason::Poison | Reason::Broker)) && is_pending;
+    // This message may be the only copy that is left of a request that still waits, or whose own letter is still owed.
+    let may_be_the_only_copy = matches!(letter.reason, Some(Reason::Malformed | Reason::Poison | Reason::Broker))
+        && (is_pending || !request.is_letters_own && request.recipients.iter().any(|recipient| recipient.owed));
     if reopenable().next().is_none() && !may_be_the_only_copy {
         let over = request.recipients.first().map(|recipient| Skip::Over(recipient.status));
         return Verdict::Skip(if is_pending { Skip::OnItsWay } else { over.unwrap_or(Skip::Forgotten) });

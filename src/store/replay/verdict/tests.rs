@@ -9,7 +9,7 @@ fn at(hours: i64) -> DateTime<Utc> {
 }
 
 fn is(status: Status) -> RecipientFacts {
-    RecipientFacts { status, held: false, suppressed: false }
+    RecipientFacts { status, held: false, suppressed: false, owed: false }
 }
 
 fn held() -> RecipientFacts {
@@ -26,6 +26,7 @@ fn request(recipients: &[RecipientFacts]) -> KnownRequest {
         expires_at: None,
         published_at: at(-1),
         template_version: Some(1),
+        payload_hash: PayloadHash([7; 32]),
         is_letters_own: true,
         recipients: recipients.to_vec(),
     }
@@ -142,6 +143,10 @@ fn a_message_without_rows_or_that_its_rows_wait_for_goes_back_as_it_was() {
         let letter = LetterFacts { generation: 3, ..letter(reason, Some(waits)) };
         assert_eq!(decided(&letter), Verdict::Resume { generation: 3 }, "{reason}");
     }
+    // It failed, and this very message owes its letter.
+    let owes = [RecipientFacts { owed: true, ..is(Status::Failed) }];
+    let owing = KnownRequest { is_letters_own: false, ..request(&owes) };
+    assert_eq!(decided(&letter(Reason::Broker, Some(owing))), as_it_was);
     // Another copy carries it: this one never reached a lane.
     let elsewhere = KnownRequest { is_letters_own: false, ..request(&[is(Status::Queued)]) };
     assert_eq!(decided(&letter(Reason::Unrouted, Some(elsewhere))), Verdict::Skip(Skip::OnItsWay));
