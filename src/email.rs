@@ -34,5 +34,5 @@ pub use envelope::Envelope;
 pub use lane::{Lane, PerLane, Priority};
 pub use outcome::{LinkFault, Outcome, Phase, Reply, SendReport};
 pub use rendered::{Manifest, RenderedEmail, TemplateKind, UnknownPolicy};
-pub use request::{Attachment, AttachmentContent, EmailRequest, PayloadHash, Recipient};
+pub use request::{Attachment, AttachmentContent, EmailRequest, PayloadHash, Recipient, settlement_id};
 pub use status::{Reason, Status};

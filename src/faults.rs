@@ -50,10 +50,14 @@ pub enum Point {
     AckDue,
     /// The acknowledgement was written.
     Acked,
+    /// A dead letter is on its way again, as far as the database knows; its copy has not been published.
+    ReplayCommitted,
+    /// The broker has confirmed that copy; the database has not heard of it.
+    ReplayConfirmed,
 }
 
 impl Point {
-    /// All of them, in the order of the path.
+    /// Those of a message's own path, in its order.
     pub const ALL: [Self; 17] = [
         Self::Consumed,
         Self::Decoded,
@@ -73,6 +77,9 @@ impl Point {
         Self::AckDue,
         Self::Acked,
     ];
+
+    /// Those of `postrider dead replay`.
+    pub const REPLAY: [Self; 2] = [Self::ReplayCommitted, Self::ReplayConfirmed];
 
     /// As `POSTRIDER_DIE_AT` spells it.
     #[must_use]
@@ -95,6 +102,8 @@ impl Point {
             Self::CopyConfirmed => "copy_confirmed",
             Self::AckDue => "ack_due",
             Self::Acked => "acked",
+            Self::ReplayCommitted => "replay_committed",
+            Self::ReplayConfirmed => "replay_confirmed",
         }
     }
 }
@@ -169,7 +178,7 @@ mod on_command {
             (None, Some((name, request))) => (name, Some(request.parse().ok()?), None),
             (None, None) => (text, None, None),
         };
-        let point = Point::ALL.into_iter().find(|point| point.name() == name)?;
+        let point = Point::ALL.into_iter().chain(Point::REPLAY).find(|point| point.name() == name)?;
         Some(Command { point, request, passages, passed: AtomicU64::new(0) })
     }
 
@@ -198,7 +207,7 @@ mod on_command {
         #[test]
         fn every_point_can_be_named_alone_counted_or_for_one_request() {
             let request = Uuid::from_u128(7);
-            for point in Point::ALL {
+            for point in Point::ALL.into_iter().chain(Point::REPLAY) {
                 let name = point.name();
                 let alone = read(name).expect("a point");
                 assert_eq!((alone.point, alone.request, alone.passages), (point, None, None));

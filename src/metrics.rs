@@ -26,6 +26,7 @@ pub struct Metrics {
     outcomes: Counter<u64>,
     settled: Counter<u64>,
     dead: Counter<u64>,
+    replayed: Counter<u64>,
     latency: Histogram<f64>,
     deadline_missed: Counter<u64>,
     in_flight: UpDownCounter<i64>,
@@ -65,6 +66,10 @@ impl Metrics {
                 .with_description("Deliveries that left their queue, by how")
                 .build(),
             dead: meter.u64_counter("email.dead_letters").with_description("Dead letters, by reason").build(),
+            replayed: meter
+                .u64_counter("email.replayed")
+                .with_description("Dead letters that came back to their lane")
+                .build(),
             latency: meter
                 .f64_histogram("email.publish_to_accept")
                 .with_description("From publish to the relay's 250")
@@ -116,6 +121,10 @@ impl Metrics {
 
     pub(crate) fn without_store(&self, kind: &'static str) {
         self.without_store.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    pub(crate) fn replayed(&self, lane: Lane) {
+        self.replayed.add(1, &[lane_label(lane)]);
     }
 
     pub(crate) fn in_flight(&self, lane: Lane) -> InFlight {

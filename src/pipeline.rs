@@ -258,6 +258,9 @@ impl Pipeline {
         if request.priority.lane() != envelope.lane {
             return Err(Settlement::Reroute(request.priority.lane()));
         }
+        if envelope.replayed_at.is_some() && envelope.copy_no == 0 && !envelope.redelivered {
+            self.metrics.replayed(envelope.lane);
+        }
         Ok(decoded)
     }
 
@@ -268,7 +271,8 @@ impl Pipeline {
         published_at: DateTime<Utc>,
         rendering: &Rendering,
     ) -> Result<Carried, Halt> {
-        let message = admit::Message::new(self, delivery, request, published_at, rendering);
+        let earlier = self.earlier_recipients(delivery, request).await?;
+        let message = admit::Message::new(self, delivery, request, published_at, rendering, earlier);
         self.keep_attachments(&message).await?;
         let (standings, mut place) = match self.admit_all(&message).await? {
             Ok(admitted) => admitted,

@@ -48,6 +48,9 @@ pub mod messages;
 /// Dead letters.
 pub mod dead;
 
+/// Sending them on their way again.
+pub mod replay;
+
 use std::{sync::Arc, time::Duration};
 
 use hmac::{Hmac, Mac};

@@ -31,6 +31,8 @@ pub struct Envelope {
     pub template_version: Option<i32>,
     /// The broker says that it has delivered this before.
     pub redelivered: bool,
+    /// `x-replayed-at-ms`: when an operator sent it on its way again.
+    pub replayed_at: Option<DateTime<Utc>>,
     /// W3C trace context, passed on as it came.
     pub traceparent: Option<String>,
     /// W3C trace state, passed on as it came.

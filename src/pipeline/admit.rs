@@ -15,8 +15,8 @@ use super::{CRASHES_MAX, Carried, Fate, Halt, Pipeline, render::Rendering, settl
 use crate::{
     broker::{Delivery, Outgoing},
     email::{
-        AttachmentContent, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind, UnknownPolicy,
-        identity::row_id,
+        AttachmentContent, EmailAddress, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind,
+        UnknownPolicy, identity::row_id,
     },
     faults::{self, Point},
     smtp::Place,
@@ -60,11 +60,13 @@ impl<'a> Message<'a> {
         request: &'a EmailRequest,
         published_at: DateTime<Utc>,
         rendering: &'a Rendering,
+        earlier: Vec<Recipient>,
     ) -> Self {
         let envelope = &delivery.envelope;
         let mut recipients = request.recipients.clone();
-        for address in rendering.manifest().map(|m| m.always_to.as_slice()).unwrap_or_default() {
-            let one = Recipient { address: Ok(address.clone()), display_name: None };
+        let always_to = rendering.manifest().map(|m| m.always_to.as_slice()).unwrap_or_default();
+        let always_to = always_to.iter().map(|address| Recipient { address: Ok(address.clone()), display_name: None });
+        for one in always_to.chain(earlier) {
             if !recipients.iter().any(|known| known.key() == one.key()) {
                 recipients.push(one);
             }
@@ -167,9 +169,10 @@ impl<'a> Message<'a> {
         self.request.expires_at.is_some_and(|at| at <= Utc::now())
     }
 
-    /// When the mail's age begins to count.
+    /// When the mail's age begins to count: at the latest of publish, `not_before` and replay.
     pub(super) fn age_since(&self) -> DateTime<Utc> {
-        self.request.not_before.map_or(self.published_at, |at| at.max(self.published_at))
+        let later = [self.request.not_before, self.envelope.replayed_at];
+        later.into_iter().flatten().fold(self.published_at, DateTime::max)
     }
 
     /// Whether this recipient could be sent to right now, as far as the request alone tells.
@@ -260,6 +263,25 @@ impl<'a> Message<'a> {
 }
 
 impl Pipeline {
+    /// Whom a replayed request went to when it was first claimed: the version that it uses now may name others, and whoever
+    /// was reopened must not wait for ever.
+    pub(super) async fn earlier_recipients(
+        &self,
+        delivery: &Delivery,
+        request: &EmailRequest,
+    ) -> Result<Vec<Recipient>, Halt> {
+        let Envelope { lane, generation, .. } = delivery.envelope;
+        if generation == 0 {
+            return Ok(Vec::new());
+        }
+        let rows = self.patiently(|| self.store.recipients_of(lane, request.id)).await?;
+        let known = rows.into_iter().filter_map(|(email, display_name)| {
+            // One that is no address is in the request itself.
+            Some(Recipient { address: Ok(EmailAddress::parse(&email).ok()?), display_name })
+        });
+        Ok(known.collect())
+    }
+
     /// Stores the attachments' bytes, so that no mail is on its way whose attachment the audit does not have.
     pub(super) async fn keep_attachments(&self, message: &Message<'_>) -> Result<(), Halt> {
         if message.rendering.words.is_err() {

@@ -22,7 +22,7 @@ use crate::{
         delivery::{COPY, CRASHES, GENERATION, PENDING, PUBLISHED_AT, TEMPLATE_VERSION},
         topology,
     },
-    email::{EmailRequest, Lane, PayloadHash, Reason, Status},
+    email::{self, EmailRequest, Lane, PayloadHash, Reason, Status},
     faults::{self, Point},
     store::StoreError,
 };
@@ -58,6 +58,22 @@ pub mod dead_letter_headers {
     pub const RECIPIENTS: &str = "x-recipients";
     /// JSON: every try, in order.
     pub const HISTORY: &str = "x-history";
+
+    /// All of them: what a replayed copy must not carry.
+    pub const ALL: [&str; 12] = [
+        REASON,
+        ERROR,
+        ATTEMPTS,
+        FIRST_AT,
+        LAST_AT,
+        LANE,
+        SETTLEMENT_ID,
+        REQUEST_ID,
+        SOURCE,
+        TEMPLATE,
+        RECIPIENTS,
+        HISTORY,
+    ];
 }
 
 /// How a delivery leaves its queue.
@@ -111,7 +127,7 @@ pub struct Letter {
 #[derive(Debug)]
 struct About {
     id: Uuid,
-    payload_hash: [u8; 32],
+    payload_hash: PayloadHash,
     source: String,
     template_key: String,
 }
@@ -120,7 +136,7 @@ impl About {
     fn of(request: &EmailRequest) -> Self {
         Self {
             id: request.id,
-            payload_hash: request.payload_hash.0,
+            payload_hash: request.payload_hash,
             source: request.source.clone(),
             template_key: request.template_key.clone(),
         }
@@ -146,7 +162,7 @@ impl Settlement {
     pub(super) fn about_unread(mut self, id: Uuid) -> Self {
         if let Self::Dead(letter) = &mut self {
             let (source, template_key) = (String::new(), String::new());
-            letter.about = Some(About { id, payload_hash: [0; 32], source, template_key });
+            letter.about = Some(About { id, payload_hash: PayloadHash::UNREAD, source, template_key });
             letter.has_rows = true;
         }
         self
@@ -321,8 +337,9 @@ impl Pipeline {
         if !self.publish_patiently(lane, &outgoing).await {
             return false;
         }
-        !delay.supersedes
-            || self.note_settled(lane, || self.store.settled_retry(lane, delay.request_id, delay.copy_no)).await
+        let generation = delivery.envelope.generation;
+        let settled = || self.store.settled_retry(lane, delay.request_id, generation, delay.copy_no);
+        !delay.supersedes || self.note_settled(lane, settled).await
     }
 
     /// Notes in the store that the broker has confirmed a copy or letter. The fast lane does not wait for a database that is
@@ -352,7 +369,10 @@ impl Pipeline {
             return false;
         }
         match &letter.about {
-            Some(about) if letter.has_rows => self.note_settled(lane, || self.store.settled_dead(lane, about.id)).await,
+            Some(about) if letter.has_rows => {
+                let generation = delivery.envelope.generation;
+                self.note_settled(lane, || self.store.settled_dead(lane, about.id, generation)).await
+            }
             Some(_) | None => true,
         }
     }
@@ -454,17 +474,23 @@ impl Pipeline {
 }
 
 /// One failure has one id: request, payload and generation; for what is no request, the bytes and headers.
+///
+/// What has no rows has no generation that could be raised: there the time of the replay tells one failure from the next.
 fn settlement_id(delivery: &Delivery, letter: &Letter) -> Uuid {
+    let envelope = &delivery.envelope;
     let mut hash = Sha256::new();
-    if let Some(about) = &letter.about {
-        hash.update(about.id.as_bytes());
-        hash.update(about.payload_hash);
-        hash.update(delivery.envelope.generation.to_be_bytes());
-    } else {
-        hash.update(&delivery.body);
-        for (name, value) in delivery.original.headers_as_text() {
-            hash.update(name);
-            hash.update(value);
+    match (&letter.about, envelope.replayed_at) {
+        (Some(about), Some(at)) if !letter.has_rows => {
+            hash.update(email::settlement_id(about.id, about.payload_hash, envelope.generation));
+            hash.update(at.timestamp_millis().to_be_bytes());
+        }
+        (Some(about), _) => return email::settlement_id(about.id, about.payload_hash, envelope.generation),
+        (None, _) => {
+            hash.update(&delivery.body);
+            for (name, value) in delivery.original.headers_as_text() {
+                hash.update(name);
+                hash.update(value);
+            }
         }
     }
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &hash.finalize())

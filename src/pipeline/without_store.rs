@@ -47,6 +47,10 @@ impl Pipeline {
     /// Carries a delivery of the fast lane without the database.
     pub(super) async fn process_without_store(&self, delivery: &Delivery) -> Result<Carried, Halt> {
         let envelope = &delivery.envelope;
+        if envelope.generation > 0 {
+            // A replay speaks of rows: who got it already, they only know.
+            return Err(Halt::Away);
+        }
         let Decoded { request, published_at, .. } = match self.decode(delivery).await {
             Ok(decoded) => decoded,
             Err(settlement) => return Ok(settlement.into()),
@@ -62,7 +66,7 @@ impl Pipeline {
             // There can be no row; the letter is the record.
             return Ok(Settlement::unreadable(*reason, error.clone()).about(&request).into());
         }
-        let message = Message::new(self, delivery, &request, published_at, &rendering).journaled();
+        let message = Message::new(self, delivery, &request, published_at, &rendering, Vec::new()).journaled();
         // It may have gone out before this daemon knew of it: the policy says whether that may happen again.
         let is_doubtful = envelope.redelivered && !self.memory.knows(request.id);
         if is_doubtful && message.unknown().policy == UnknownPolicy::Hold {

@@ -281,9 +281,10 @@ async fn apply(tx: &mut PgConnection, received: &ReceivedEntry) -> Result<(), St
     .execute(&mut *tx)
     .await?;
     // The same lock that a claim takes, so that both decide one after the other.
-    let stored = sqlx::query!("select payload_hash from email_requests where id = $1 for update", request.id)
-        .fetch_one(&mut *tx)
-        .await?;
+    let stored =
+        sqlx::query!("select payload_hash, generation from email_requests where id = $1 for update", request.id)
+            .fetch_one(&mut *tx)
+            .await?;
     if stored.payload_hash != payload_hash {
         tracing::error!(request.id = %request.id, "the journal holds a request whose id the audit knows with another payload");
         return Ok(());
@@ -292,7 +293,7 @@ async fn apply(tx: &mut PgConnection, received: &ReceivedEntry) -> Result<(), St
     for (ordinal, recipient) in entry.recipients.iter().enumerate() {
         insert_recipient(tx, entry, ordinal, recipient).await?;
     }
-    step(tx, entry).await
+    step(tx, entry, stored.generation > request.generation).await
 }
 
 async fn keep_files(tx: &mut PgConnection, entry: &Entry, files: &[Vec<u8>]) -> Result<(), StoreError> {
@@ -364,7 +365,8 @@ async fn insert_recipient(
     Ok(())
 }
 
-async fn step(tx: &mut PgConnection, entry: &Entry) -> Result<(), StoreError> {
+/// `was_reopened`: a replay has overtaken this entry, so that it only adds a line.
+async fn step(tx: &mut PgConnection, entry: &Entry, was_reopened: bool) -> Result<(), StoreError> {
     let hash = hex::decode(&entry.recipient_hash).unwrap_or_default();
     let row = sqlx::query!(
         "select id, status, held, deferrals, token from email_messages
@@ -375,7 +377,7 @@ async fn step(tx: &mut PgConnection, entry: &Entry) -> Result<(), StoreError> {
     .fetch_one(&mut *tx)
     .await?;
     let status = Status::from_name(&row.status).unwrap_or(Status::Sent);
-    let is_further = entry.progress() > Progress::of_row(status, row.held, row.deferrals);
+    let is_further = !was_reopened && entry.progress() > Progress::of_row(status, row.held, row.deferrals);
     let Some((ended, new_status)) = entry.ended() else {
         if is_further {
             sqlx::query!(

@@ -96,14 +96,26 @@ impl Store {
 
     /// Notes that the broker confirmed retry copy `copy_no` of a request: older copies are duplicates from now on.
     ///
+    /// Copies count anew in each generation: a request that was replayed meanwhile hears nothing of this, or its new copy
+    /// would be taken for an old one.
+    ///
     /// # Errors
     /// When the database is away.
-    pub async fn settled_retry(&self, lane: Lane, request_id: Uuid, copy_no: i32) -> Result<(), StoreError> {
+    pub async fn settled_retry(
+        &self,
+        lane: Lane,
+        request_id: Uuid,
+        generation: i32,
+        copy_no: i32,
+    ) -> Result<(), StoreError> {
         sqlx::query!(
-            "with r as (update email_requests set copy_no = greatest(copy_no, $2) where id = $1)
-             update email_messages set settlement = 'done'
-             where request_id = $1 and settlement = 'pending' and (status = 'queued' or status = 'unknown' and not held)",
+            "with r as (
+                update email_requests set copy_no = greatest(copy_no, $3) where id = $1 and generation <= $2 returning id)
+             update email_messages m set settlement = 'done' from r
+             where m.request_id = r.id and m.settlement = 'pending'
+                and (m.status = 'queued' or m.status = 'unknown' and not m.held)",
             request_id,
+            generation,
             copy_no
         )
         .execute(self.pool_of(lane))
@@ -111,14 +123,17 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that the broker confirmed the dead letter of a request: nothing is owed any more.
+    /// Notes that the broker confirmed the dead letter of a request: nothing is owed any more, unless it was replayed
+    /// meanwhile, and owes another one.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn settled_dead(&self, lane: Lane, request_id: Uuid) -> Result<(), StoreError> {
+    pub async fn settled_dead(&self, lane: Lane, request_id: Uuid, generation: i32) -> Result<(), StoreError> {
         sqlx::query!(
-            "update email_messages set settlement = 'done' where request_id = $1 and settlement = 'pending'",
-            request_id
+            "update email_messages m set settlement = 'done' from email_requests r
+             where r.id = $1 and r.generation <= $2 and m.request_id = r.id and m.settlement = 'pending'",
+            request_id,
+            generation
         )
         .execute(self.pool_of(lane))
         .await?;

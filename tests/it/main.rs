@@ -63,3 +63,9 @@ mod broker_one_connection;
 mod broker_suppressed;
 
 mod broker_readme_program;
+
+mod broker_replay;
+
+mod broker_replay_cut_off;
+
+mod broker_replay_plan;

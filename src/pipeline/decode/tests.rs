@@ -25,6 +25,7 @@ fn envelope(content_type: &str) -> Envelope {
         pending: None,
         template_version: None,
         redelivered: false,
+        replayed_at: None,
         traceparent: None,
         tracestate: None,
     }

@@ -37,7 +37,9 @@ pub(super) async fn readmit(
         let stored = <[u8; 32]>::try_from(known.payload_hash).unwrap_or_default();
         return Ok(Some(Admission::Conflict { stored: PayloadHash(stored) }));
     }
-    if facts.generation < known.generation || facts.copy_no < known.copy_no {
+    // Copies count anew in each generation. A higher generation than the row's is no replay of ours, which raises the row
+    // before it publishes: whatever made it (a producer's own header, a database that was put back), its rows decide.
+    if (facts.generation, facts.copy_no) < (known.generation, known.copy_no) {
         return Ok(Some(Admission::OldCopy));
     }
     let asked: Vec<Vec<u8>> = request.recipients.iter().map(|r| r.recipient_hash.to_vec()).collect();
@@ -130,6 +132,9 @@ pub(super) async fn readmit(
             (Finding::Claimable, Initial::Claim(token)) => {
                 let fresh = if words.is_none() { recipient.words.as_deref() } else { None };
                 take_row(tx, row.id, *token, worker_id, fresh, facts.template_version, lost_worker).await?;
+                if fresh.is_some() {
+                    fix_version(tx, facts.id, facts.template_version).await?;
+                }
                 Standing::Claimed(claim(*token))
             }
             (Finding::Claimable | Finding::OwnClaim, _) => Standing::Ready,
@@ -202,6 +207,18 @@ async fn take_row(
         .execute(&mut *tx)
         .await?;
     }
+    Ok(())
+}
+
+/// The first claim after a replay fixes the version anew, for every later try and every other recipient.
+async fn fix_version(tx: &mut PgConnection, request_id: Uuid, version: Option<i32>) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update email_requests set template_version = $2 where id = $1 and template_version is null",
+        request_id,
+        version
+    )
+    .execute(&mut *tx)
+    .await?;
     Ok(())
 }
 
