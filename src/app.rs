@@ -16,17 +16,20 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     archive,
     broker::{
-        BrokerError, ConsumerState, Consumers, Link, Publisher, Topology, consumer::Subscription, link::Purpose,
+        BrokerError, ConsumerState, Consumers, Drawer, Link, Publisher, Topology,
+        consumer::{Pause, Subscription},
+        link::Purpose,
         topology,
     },
     config::Config,
     email::{Lane, PerLane},
     http::{self, Admin},
+    journal::{Journal, JournalError},
     metrics::Metrics,
-    pipeline::Pipeline,
+    pipeline::{Memory, Pipeline, Quarantine},
     reload,
     smtp::Relays,
-    store::{Store, StoreError},
+    store::{Store, StoreError, StoreHealth},
     templates::Catalogue,
 };
 
@@ -140,6 +143,18 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     if !establish(&consume_link, &topology, &stop).await? {
         return Ok(ExitCode::SUCCESS);
     }
+    let journal = Journal {
+        store: Arc::clone(&store),
+        drawer: Drawer::new(Arc::clone(&consume_link), topology.clone()),
+        publisher: Arc::clone(&publishers.standard),
+    };
+    // What the fast lane sent without a database is in the audit before anything is looked up there.
+    if !write_journal(&journal, &stop).await {
+        return Ok(ExitCode::SUCCESS);
+    }
+    tasks.spawn(journal.keep(end.clone()));
+    tasks.spawn(Arc::clone(&store).follow_suppressions(end.clone()));
+    let pauses = Pauses::follow(&store, &end);
     let pipeline = Arc::new(Pipeline {
         rules: config.pipeline.clone(),
         mail: config.mail.clone(),
@@ -151,22 +166,29 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         // Nothing listens for feedback yet, so nothing is worth waiting for.
         has_feedback: false,
         metrics,
+        quarantine: Quarantine::default(),
+        memory: Memory::default(),
         stop: stop.clone(),
     });
     let mut consuming = JoinSet::new();
     for lane in Lane::ALL {
-        let subscription =
-            Subscription { queue: topology::lane_queue(lane), lane, prefetch: *config.broker.prefetch.get(lane) };
+        let subscription = Subscription {
+            queue: topology::lane_queue(lane),
+            lane,
+            prefetch: *config.broker.prefetch.get(lane),
+            pause: pauses.of(lane),
+        };
         let pipeline = Arc::clone(&pipeline);
         let handle = move |delivery| Arc::clone(&pipeline).carry(delivery);
         consuming.spawn(Arc::clone(&consumers).run(subscription, lanes.get(lane).clone(), stop.clone(), handle));
     }
     if config.broker.archive {
         for queue in [topology::DEAD, topology::UNROUTED] {
-            let (store, stopping) = (Arc::clone(&store), stop.clone());
-            let handle = move |delivery| archive::archive(Arc::clone(&store), delivery, queue, stopping.clone());
+            let store = Arc::clone(&store);
+            let handle = move |delivery| archive::archive(Arc::clone(&store), delivery, queue);
+            let pause = pauses.of(Lane::Standard);
             let subscription =
-                Subscription { queue: queue.to_owned(), lane: Lane::Standard, prefetch: ARCHIVE_PREFETCH };
+                Subscription { queue: queue.to_owned(), lane: Lane::Standard, prefetch: ARCHIVE_PREFETCH, pause };
             let state = watch::Sender::new(ConsumerState::Starting);
             consuming.spawn(Arc::clone(&consumers).run(subscription, state, stop.clone(), handle));
         }
@@ -206,6 +228,60 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     } else {
         tracing::error!("stopped with mails in flight (SHUTDOWN_GRACE_SECONDS): their rows say `sending`");
         Ok(ExitCode::FAILURE)
+    }
+}
+
+/// Which lanes take nothing at the moment, and why.
+struct Pauses {
+    by_store: watch::Sender<Option<String>>,
+    never: watch::Sender<Option<String>>,
+}
+
+impl Pauses {
+    /// All lanes but the fast one pause while the database is away.
+    fn follow(store: &Store, end: &CancellationToken) -> Self {
+        let (by_store, never) = (watch::Sender::new(None), watch::Sender::new(None));
+        let (follower, mut health, end) = (by_store.clone(), store.health(), end.clone());
+        tokio::spawn(async move {
+            loop {
+                let why = match &*health.borrow_and_update() {
+                    StoreHealth::Up => None,
+                    StoreHealth::Away(_) | StoreHealth::CatchingUp => Some("the database is away".to_owned()),
+                };
+                follower.send_if_modified(|known| {
+                    let is_new = *known != why;
+                    *known = why;
+                    is_new
+                });
+                tokio::select! { () = end.cancelled() => return, changed = health.changed() => if changed.is_err() { return } }
+            }
+        });
+        Self { by_store, never }
+    }
+
+    fn of(&self, lane: Lane) -> Pause {
+        match lane {
+            Lane::Fast => self.never.subscribe(),
+            Lane::Standard | Lane::Bulk => self.by_store.subscribe(),
+        }
+    }
+}
+
+/// Writes what an earlier life left in the journal. False: the daemon was told to stop meanwhile.
+async fn write_journal(journal: &Journal, stop: &CancellationToken) -> bool {
+    let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(START_PAUSE_MAX).map(jitter);
+    loop {
+        let written =
+            tokio::select! { () = stop.cancelled() => return false, written = journal.write_all() => written };
+        match written {
+            Ok(0) => return true,
+            Ok(entries) => tracing::info!(entries, "wrote the fast lane's journal into the audit"),
+            Err(error @ (JournalError::Store(_) | JournalError::Broker(_))) => {
+                tracing::warn!(%error, "cannot write the fast lane's journal yet");
+                let pause = pauses.next().unwrap_or(START_PAUSE_MAX);
+                tokio::select! { () = stop.cancelled() => return false, () = tokio::time::sleep(pause) => {} }
+            }
+        }
     }
 }
 
@@ -249,6 +325,7 @@ async fn prepare_once(config: &Config, store: &Arc<Store>, catalogue: &Catalogue
     }
     store.verify_hash_key().await?;
     store.renew_lease().await?;
+    store.load_suppressions().await?;
     let tries_default = config.pipeline.tries_default;
     for synced in reload::sync_folder(store, &config.mail.templates_dir, tries_default, false).await? {
         if synced.result != "unchanged" {

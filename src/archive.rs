@@ -9,7 +9,6 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeZone, Utc};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -21,7 +20,7 @@ use crate::{
 };
 
 /// Archives one delivery. While the database is away it stays in its queue.
-pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str, stop: CancellationToken) {
+pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str) {
     let mut letter = letter_of(&delivery, queue);
     let mut is_bare = false;
     loop {
@@ -38,9 +37,14 @@ pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str,
                 tracing::error!(%error, "a dead letter cannot be archived; it stays in its queue");
                 return;
             }
+            Err(StoreError::Repeat(_)) => {}
             Err(error) => {
+                // Its consumer pauses with the database, and holds nothing.
                 store.note_away(&error);
-                tokio::select! { () = stop.cancelled() => return, () = store.wait_until_back() => {} }
+                if let Err(error) = delivery.requeue().await {
+                    tracing::debug!(%error, "could not hand a letter back; the broker does so itself");
+                }
+                return;
             }
         }
     }
@@ -54,7 +58,10 @@ fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
     let header = |name: &str| headers.get(name).cloned();
     let moment = |name: &str| header(name).and_then(|ms| milliseconds(&ms));
     // The pipeline says what it knows; what the broker put here by itself is asked for the rest.
+    let is_poison = header(h::REASON).as_deref() == Some(Reason::Poison.name());
     let request = match header(h::REQUEST_ID) {
+        // Whoever reads it dies.
+        None if is_poison => None,
         Some(_) => None,
         None => readable(delivery),
     };

@@ -17,11 +17,18 @@ pub mod delivery;
 /// A lane's consumer: subscribes, and subscribes again.
 pub mod consumer;
 
+/// Sees that a consumer is gone although nobody has said so.
+mod watchdog;
+
+/// Draws messages from a queue by hand.
+pub mod drawer;
+
 /// Confirmed publishing.
 pub mod publisher;
 
 pub use consumer::{ConsumerState, Consumers};
 pub use delivery::{Delivery, SettleError};
+pub use drawer::{Drawer, Drawn};
 pub use link::{BrokerError, Link};
 pub use publisher::{Outgoing, Publisher};
 pub use topology::Topology;

@@ -19,8 +19,14 @@ mod publish;
 /// `postrider templates`.
 mod templates;
 
-/// `postrider messages` and `postrider dead`.
+/// `postrider messages`.
 mod audit;
+
+/// `postrider dead list` and `dead show`.
+mod dead;
+
+/// `postrider dead replay`.
+mod replay;
 
 /// `postrider check`.
 mod check;
@@ -35,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app,
     config::{Environment, Faults, LogConfig, LogFormat, Settings, StoreConfig},
+    email::EmailAddress,
     store::Store,
     telemetry,
 };
@@ -70,6 +77,7 @@ Examples:
       --to ada@example.bj --sample
   postrider messages --to ada@example.bj  did she get it?
   postrider dead list                     what failed for good, and why
+  postrider dead replay ID                its cause is mended: send it again
 
 Settings come from the environment (see .env.example); NAME_FILE reads NAME
 from a file. Exit codes: 0 done, 1 failed, 2 wrong command line, 78 wrong settings.";
@@ -94,9 +102,9 @@ enum Command {
     Templates(templates::Command),
     /// Show mails and what became of them.
     Messages(audit::MessagesArgs),
-    /// Show what failed for good.
+    /// Show what failed for good, and send it on its way again.
     #[command(subcommand)]
-    Dead(audit::DeadCommand),
+    Dead(dead::Command),
     /// Bring the database's schema up to date.
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
@@ -137,7 +145,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Publish(args) => publish::run(&context, args).await,
         Command::Templates(command) => templates::run(&context, command).await,
         Command::Messages(args) => audit::messages(&context, args).await,
-        Command::Dead(command) => audit::dead(&context, command).await,
+        Command::Dead(command) => dead::run(&context, command).await,
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
     };
@@ -165,6 +173,17 @@ impl Session {
     /// A store for commands that never hash an address, so that `EMAIL_HASH_KEY` is not asked for.
     async fn store_without_key(&self) -> anyhow::Result<Arc<Store>> {
         Self::open(self.keyless()?).await
+    }
+
+    /// A store to search for a person in: with the key of the hashes if there is one, and that person's hash.
+    async fn store_to_search(&self, to: Option<&str>) -> anyhow::Result<(Arc<Store>, Option<[u8; 32]>)> {
+        let Some(to) = to else { return Ok((self.store_without_key().await?, None)) };
+        let address = EmailAddress::parse(to).context("--to")?;
+        let store = self.store().await?;
+        // With another key nothing would be found, and "no" would be the wrong answer.
+        store.verify_hash_key().await?;
+        let hash = store.address_hash(&address.key());
+        Ok((store, Some(hash)))
     }
 
     fn keyless(&self) -> anyhow::Result<StoreConfig> {
@@ -241,4 +260,13 @@ fn table(header: &[&str]) -> comfy_table::Table {
 /// What stands in a table where there is nothing.
 fn or_dash(value: Option<impl Display>) -> String {
     value.map_or_else(|| "-".to_owned(), |v| v.to_string())
+}
+
+/// Control characters would do things to a terminal; a table wants one line.
+fn one_line(text: &str) -> String {
+    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(160).collect();
+    if text.chars().count() > 160 {
+        line.push('…');
+    }
+    line
 }

@@ -17,6 +17,9 @@ pub mod attachment;
 /// What travels beside the request: lane, publish time, generation, trace context.
 pub mod envelope;
 
+/// The identity of one mail, the same at every try.
+pub mod identity;
+
 /// What a template made of it.
 pub mod rendered;
 
@@ -31,5 +34,5 @@ pub use envelope::Envelope;
 pub use lane::{Lane, PerLane, Priority};
 pub use outcome::{LinkFault, Outcome, Phase, Reply, SendReport};
 pub use rendered::{Manifest, RenderedEmail, TemplateKind, UnknownPolicy};
-pub use request::{Attachment, AttachmentContent, EmailRequest, PayloadHash, Recipient};
+pub use request::{Attachment, AttachmentContent, EmailRequest, PayloadHash, Recipient, settlement_id};
 pub use status::{Reason, Status};

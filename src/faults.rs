@@ -5,6 +5,7 @@
 //! POSTRIDER_DIE_AT=claimed            dies when a message comes there
 //! POSTRIDER_DIE_AT=claimed#17         dies when the 17th does
 //! POSTRIDER_DIE_AT=rendered@<uuid>    dies whenever that request does (points that know their request)
+//! POSTRIDER_PANIC_AT=rendered@<uuid>  the same points, but a panic instead of a death
 //! POSTRIDER_LEAVE_OUT=claim_commit    claims are answered and rolled back: the contract is broken, and must be seen to be
 //! ```
 //!
@@ -23,6 +24,8 @@ pub enum Point {
     Rendered,
     /// The claim is committed; no byte of it has been sent.
     Claimed,
+    /// The mail is built, and about to be sent.
+    Send,
     /// MAIL was written.
     Mail,
     /// RCPT was written.
@@ -47,15 +50,20 @@ pub enum Point {
     AckDue,
     /// The acknowledgement was written.
     Acked,
+    /// A dead letter is on its way again, as far as the database knows; its copy has not been published.
+    ReplayCommitted,
+    /// The broker has confirmed that copy; the database has not heard of it.
+    ReplayConfirmed,
 }
 
 impl Point {
-    /// All of them, in the order of the path.
-    pub const ALL: [Self; 16] = [
+    /// Those of a message's own path, in its order.
+    pub const ALL: [Self; 17] = [
         Self::Consumed,
         Self::Decoded,
         Self::Rendered,
         Self::Claimed,
+        Self::Send,
         Self::Mail,
         Self::Rcpt,
         Self::Data,
@@ -70,6 +78,9 @@ impl Point {
         Self::Acked,
     ];
 
+    /// Those of `postrider dead replay`.
+    pub const REPLAY: [Self; 2] = [Self::ReplayCommitted, Self::ReplayConfirmed];
+
     /// As `POSTRIDER_DIE_AT` spells it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -78,6 +89,7 @@ impl Point {
             Self::Decoded => "decoded",
             Self::Rendered => "rendered",
             Self::Claimed => "claimed",
+            Self::Send => "send",
             Self::Mail => "mail",
             Self::Rcpt => "rcpt",
             Self::Data => "data",
@@ -90,6 +102,8 @@ impl Point {
             Self::CopyConfirmed => "copy_confirmed",
             Self::AckDue => "ack_due",
             Self::Acked => "acked",
+            Self::ReplayCommitted => "replay_committed",
+            Self::ReplayConfirmed => "replay_confirmed",
         }
     }
 }
@@ -133,37 +147,52 @@ mod on_command {
     struct Command {
         point: Point,
         request: Option<Uuid>,
-        passages: u64,
+        /// Nothing: each time.
+        passages: Option<u64>,
+        passed: AtomicU64,
     }
 
-    static COMMAND: LazyLock<Option<Command>> = LazyLock::new(|| {
-        let text = std::env::var("POSTRIDER_DIE_AT").ok()?;
+    impl Command {
+        fn is_meant(&self, point: Point, request: Option<Uuid>) -> bool {
+            if self.point != point || self.request.is_some() && self.request != request {
+                return false;
+            }
+            let passed = self.passed.fetch_add(1, Ordering::SeqCst) + 1;
+            self.passages.is_none_or(|passages| passages == passed)
+        }
+    }
+
+    static DIE: LazyLock<Option<Command>> = LazyLock::new(|| command("POSTRIDER_DIE_AT"));
+    static PANIC: LazyLock<Option<Command>> = LazyLock::new(|| command("POSTRIDER_PANIC_AT"));
+
+    fn command(name: &str) -> Option<Command> {
+        let text = std::env::var(name).ok()?;
         let command = read(&text);
-        assert!(command.is_some(), "POSTRIDER_DIE_AT={text}: a point, and #passages or @request behind it");
+        assert!(command.is_some(), "{name}={text}: a point, and #passages or @request behind it");
         command
-    });
-    static PASSED: AtomicU64 = AtomicU64::new(0);
+    }
 
     fn read(text: &str) -> Option<Command> {
         let (name, request, passages) = match (text.split_once('#'), text.split_once('@')) {
-            (Some((name, passages)), _) => (name, None, passages.parse().ok()?),
-            (None, Some((name, request))) => (name, Some(request.parse().ok()?), 1),
-            (None, None) => (text, None, 1),
+            (Some((name, passages)), _) => (name, None, Some(passages.parse().ok()?)),
+            (None, Some((name, request))) => (name, Some(request.parse().ok()?), None),
+            (None, None) => (text, None, None),
         };
-        let point = Point::ALL.into_iter().find(|point| point.name() == name)?;
-        Some(Command { point, request, passages })
+        let point = Point::ALL.into_iter().chain(Point::REPLAY).find(|point| point.name() == name)?;
+        Some(Command { point, request, passages, passed: AtomicU64::new(0) })
     }
 
     pub(super) fn reached(point: Point, request: Option<Uuid>) {
-        let Some(command) = &*COMMAND else { return };
-        if command.point != point || command.request.is_some() && command.request != request {
-            return;
-        }
-        if PASSED.fetch_add(1, Ordering::SeqCst) + 1 == command.passages {
+        if DIE.as_ref().is_some_and(|command| command.is_meant(point, request)) {
             // What a power cut leaves behind: no destructor, no flush, no goodbye.
             let _ = kill_process(getpid(), Signal::KILL);
             std::process::abort();
         }
+        assert!(
+            !PANIC.as_ref().is_some_and(|command| command.is_meant(point, request)),
+            "told to panic at {}",
+            point.name()
+        );
     }
 
     pub(super) fn leaves_out(what: &str) -> bool {
@@ -178,11 +207,11 @@ mod on_command {
         #[test]
         fn every_point_can_be_named_alone_counted_or_for_one_request() {
             let request = Uuid::from_u128(7);
-            for point in Point::ALL {
+            for point in Point::ALL.into_iter().chain(Point::REPLAY) {
                 let name = point.name();
                 let alone = read(name).expect("a point");
-                assert_eq!((alone.point, alone.request, alone.passages), (point, None, 1));
-                assert_eq!(read(&format!("{name}#17")).expect("counted").passages, 17);
+                assert_eq!((alone.point, alone.request, alone.passages), (point, None, None));
+                assert_eq!(read(&format!("{name}#17")).expect("counted").passages, Some(17));
                 assert_eq!(read(&format!("{name}@{request}")).expect("for one").request, Some(request));
             }
             for wrong in ["", "nowhere", "claimed#", "claimed#x", "claimed@7"] {

@@ -30,6 +30,10 @@ pub mod wire;
 
 pub mod archive;
 
+pub mod journal;
+
+pub mod replay;
+
 pub mod reload;
 
 pub mod publish;

@@ -26,9 +26,11 @@ pub struct Metrics {
     outcomes: Counter<u64>,
     settled: Counter<u64>,
     dead: Counter<u64>,
+    replayed: Counter<u64>,
     latency: Histogram<f64>,
     deadline_missed: Counter<u64>,
     in_flight: UpDownCounter<i64>,
+    without_store: Counter<u64>,
 }
 
 /// The exporter could not be set up.
@@ -64,6 +66,10 @@ impl Metrics {
                 .with_description("Deliveries that left their queue, by how")
                 .build(),
             dead: meter.u64_counter("email.dead_letters").with_description("Dead letters, by reason").build(),
+            replayed: meter
+                .u64_counter("email.replayed")
+                .with_description("Dead letters that came back to their lane")
+                .build(),
             latency: meter
                 .f64_histogram("email.publish_to_accept")
                 .with_description("From publish to the relay's 250")
@@ -77,6 +83,12 @@ impl Metrics {
             in_flight: meter
                 .i64_up_down_counter("email.in_flight")
                 .with_description("Deliveries being worked on")
+                .build(),
+            without_store: meter
+                .u64_counter("email.sent_without_database")
+                .with_description(
+                    "Tries of the fast lane while the database was away; maybe_repeated: nobody could tell",
+                )
                 .build(),
             registry,
             _provider: provider,
@@ -105,6 +117,14 @@ impl Metrics {
 
     pub(crate) fn dead(&self, lane: Lane, reason: &'static str) {
         self.dead.add(1, &[lane_label(lane), KeyValue::new("reason", reason)]);
+    }
+
+    pub(crate) fn without_store(&self, kind: &'static str) {
+        self.without_store.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    pub(crate) fn replayed(&self, lane: Lane) {
+        self.replayed.add(1, &[lane_label(lane)]);
     }
 
     pub(crate) fn in_flight(&self, lane: Lane) -> InFlight {

@@ -8,9 +8,11 @@
 //!
 //! | stage | failure | becomes |
 //! |---|---|---|
+//! | (before) | it came back and no row says why | counted; from the second time on worked on alone; parked as poison |
 //! | decode | not a request, or it breaks a limit | dead letter; the letter is the record |
 //! | render | template, variable, attachment | row `failed`, dead letter |
-//! | admit | duplicate, not due, busy, conflict, store away | ack, delayed copy, dead letter, wait |
+//! | admit | duplicate, not due, busy, conflict | ack, delayed copy, dead letter |
+//! | admit | store away | handed back; the fast lane goes on with a journal ([`without_store`]) |
 //! | deliver | what the relay said, or the link's end | the row, as [`crate::retry`] decides |
 //! | settle | broker away | unacknowledged: it comes back and finds its rows |
 //!
@@ -33,6 +35,18 @@ mod deliver;
 /// Stage 6.
 mod settle;
 
+/// The fast lane while the database is away: stages 4 to 6 with a journal instead.
+mod without_store;
+
+/// What was sent that way, to recognise duplicates.
+mod memory;
+
+/// Who is still to get a request, as its copies say.
+mod pending;
+
+/// Messages that may be what takes the daemon down.
+mod quarantine;
+
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -40,12 +54,16 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-pub use self::settle::{Settlement, dead_letter_headers};
-use self::{decode::Decoded, render::Rendering};
+use self::{decode::Decoded, pending::Tries, quarantine::Suspicion, render::Rendering};
+pub use self::{
+    memory::Memory,
+    quarantine::Quarantine,
+    settle::{Settlement, dead_letter_headers},
+};
 use crate::{
-    broker::{Delivery, Publisher, Topology},
+    broker::{Delivery, Outgoing, Publisher, Topology},
     config::{MailConfig, PipelineConfig},
-    email::{EmailRequest, Envelope, PerLane, Reason, Status},
+    email::{EmailRequest, Lane, PerLane, Reason, Status},
     faults::{self, Point},
     metrics::Metrics,
     smtp::Relays,
@@ -78,6 +96,10 @@ pub struct Pipeline {
     pub has_feedback: bool,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Messages under suspicion.
+    pub quarantine: Quarantine,
+    /// What went out while the database was away.
+    pub memory: Memory,
     /// The daemon stops: hand back what has not reached the relay.
     pub stop: CancellationToken,
 }
@@ -90,13 +112,38 @@ enum Fate {
     /// It was over before: this delivery is a duplicate.
     Duplicate,
     /// To be tried again; the row says so since this delivery.
-    Retry(Duration),
+    Retry(Duration, Tries),
     /// To be looked at again; nothing new was decided.
     Wait(Duration),
     /// Over, and not well: a dead letter is owed.
     Dead { recipient: String, reason: Reason, error: String, attempts: i32 },
-    /// The daemon stops.
+    /// A stage panicked on it, with these words; nothing was sent.
+    Crashed(String),
+    /// The daemon stops, or the database is away.
     HandBack,
+}
+
+/// Why a message cannot go on now.
+enum Halt {
+    /// The database is away.
+    Away,
+    /// The daemon stops, or the delivery is somebody else's by now.
+    Stopped,
+    /// The database will never take what it was given.
+    Refused(String),
+}
+
+/// What a delivery came to.
+struct Carried {
+    settlement: Settlement,
+    /// Entries of the journal that are owed once the settlement is confirmed, before the acknowledgement.
+    afterwards: Vec<Outgoing>,
+}
+
+impl From<Settlement> for Carried {
+    fn from(settlement: Settlement) -> Self {
+        Self { settlement, afterwards: Vec::new() }
+    }
 }
 
 impl Pipeline {
@@ -112,45 +159,109 @@ impl Pipeline {
         let _in_flight = self.metrics.in_flight(lane);
         async {
             faults::reached(Point::Consumed);
-            // The stages see a reference, so that a panic in one of them cannot swallow the delivery.
-            let result = AssertUnwindSafe(self.process(&delivery)).catch_unwind().await;
-            let settlement = result.unwrap_or_else(|panic| crashed(&delivery.envelope, panic.as_ref()));
-            self.settle(delivery, settlement).await;
+            if self.is_paused(lane) {
+                // Its consumer is being cancelled.
+                return self.settle(delivery, Settlement::HandBack.into()).await;
+            }
+            let suspicion = self.suspicion(&delivery).await;
+            let is_counted = !matches!(suspicion, Suspicion::None);
+            let carried = self.carry_under(&delivery, suspicion).await;
+            if is_counted && carried.settlement.leaves_the_queue() {
+                self.forget_suspicion(&delivery).await;
+            }
+            self.settle(delivery, carried).await;
         }
         .instrument(span)
         .await;
     }
 
-    async fn process(&self, delivery: &Delivery) -> Settlement {
+    async fn carry_under(&self, delivery: &Delivery, suspicion: Suspicion) -> Carried {
+        match suspicion {
+            Suspicion::None | Suspicion::Counted => {}
+            Suspicion::Alone => {
+                if let Err(words) = self.rehearse(delivery).await {
+                    return self.crashed(delivery, words).await.into();
+                }
+            }
+            Suspicion::Poison(words) => return self.park(delivery, words).await.into(),
+        }
+        // The stages see a reference, so that a panic in one of them cannot swallow the delivery.
+        match AssertUnwindSafe(self.process(delivery)).catch_unwind().await {
+            Ok(Carried { settlement: Settlement::Crashed(words), .. }) => self.crashed(delivery, words).await.into(),
+            Ok(carried) => carried,
+            Err(panic) => self.crashed(delivery, words_of(panic.as_ref())).await.into(),
+        }
+    }
+
+    /// The whole way, with the database or, in the fast lane, without it.
+    async fn process(&self, delivery: &Delivery) -> Carried {
+        let lane = delivery.envelope.lane;
+        loop {
+            let mut went = Err(Halt::Away);
+            if self.store.is_up() && !self.went_out_without_store(delivery) {
+                went = self.process_with_store(delivery).await;
+            }
+            if matches!(went, Err(Halt::Away)) && lane == Lane::Fast {
+                went = self.process_without_store(delivery).await;
+            }
+            match went {
+                Ok(carried) => return carried,
+                Err(Halt::Refused(why)) => {
+                    return Settlement::unreadable(Reason::Malformed, format!("cannot be recorded: {why}")).into();
+                }
+                // The other lanes are paused, and hold nothing; a mail of the fast one may need the database all the same.
+                Err(Halt::Away) if lane == Lane::Fast => tokio::select! {
+                    () = self.stop.cancelled() => return Settlement::HandBack.into(),
+                    () = delivery.gone.cancelled() => return Settlement::HandBack.into(),
+                    () = self.store.wait_until_back() => {}
+                },
+                Err(Halt::Away | Halt::Stopped) => return Settlement::HandBack.into(),
+            }
+        }
+    }
+
+    async fn process_with_store(&self, delivery: &Delivery) -> Result<Carried, Halt> {
         let envelope = &delivery.envelope;
-        let Decoded { request, published_at, demoted } =
-            match decode::decode(envelope, &delivery.body, &self.rules, Utc::now()) {
-                Ok(decoded) => decoded,
-                Err(malformed) => return Settlement::unreadable(Reason::Malformed, malformed.to_string()),
-            };
+        let Decoded { request, published_at, .. } = match self.decode(delivery).await {
+            Ok(decoded) => decoded,
+            Err(settlement) => return Ok(settlement.into()),
+        };
+        let rendering = self.render(envelope, &request, published_at).await?;
+        faults::reached_by(Point::Rendered, request.id);
+        self.metrics.accepted(envelope.lane, rendering.label());
+        self.admit_and_deliver(delivery, &request, published_at, &rendering).await
+    }
+
+    /// A request that can be carried out in this lane, or how it ends here.
+    async fn decode(&self, delivery: &Delivery) -> Result<Decoded, Settlement> {
+        let envelope = &delivery.envelope;
+        let decoded = {
+            let _desk = self.quarantine.desk().await;
+            decode::decode(envelope, &delivery.body, &self.rules, Utc::now())
+        };
+        let decoded = decoded.map_err(|error| Settlement::unreadable(Reason::Malformed, error.to_string()))?;
+        let request = &decoded.request;
         faults::reached_by(Point::Decoded, request.id);
         let span = tracing::Span::current();
         span.record("request.id", tracing::field::display(request.id));
         span.record("template", request.template_key.as_str());
-        if demoted && envelope.copy_no == 0 {
+        if decoded.demoted && envelope.copy_no == 0 {
             tracing::warn!(source = request.source, "this source may not use P0 (EMAIL_P0_SOURCES): sent as P1");
         }
-        if self.is_too_old(published_at) {
+        if self.is_too_old(decoded.published_at) {
             let days = self.rules.audit_retention.as_secs() / 86_400;
             let error =
                 format!("published more than {days} days ago (EMAIL_AUDIT_RETENTION_DAYS): it may have been sent");
-            return Settlement::unreadable(Reason::TooOld, error).about(&request);
+            return Err(Settlement::unreadable(Reason::TooOld, error).about(request));
         }
         // The body's priority wins over the routing key, in both directions.
         if request.priority.lane() != envelope.lane {
-            return Settlement::Reroute(request.priority.lane());
+            return Err(Settlement::Reroute(request.priority.lane()));
         }
-        let Ok(rendering) = self.render(envelope, &request, published_at).await else {
-            return Settlement::HandBack;
-        };
-        faults::reached_by(Point::Rendered, request.id);
-        self.metrics.accepted(envelope.lane, rendering.label());
-        self.admit_and_deliver(delivery, &request, published_at, &rendering).await
+        if envelope.replayed_at.is_some() && envelope.copy_no == 0 && !envelope.redelivered {
+            self.metrics.replayed(envelope.lane);
+        }
+        Ok(decoded)
     }
 
     async fn admit_and_deliver(
@@ -159,14 +270,13 @@ impl Pipeline {
         request: &EmailRequest,
         published_at: DateTime<Utc>,
         rendering: &Rendering,
-    ) -> Settlement {
-        let message = admit::Message::new(self, delivery, request, published_at, rendering);
-        if let Err(settlement) = self.keep_attachments(&message).await {
-            return settlement;
-        }
-        let (standings, mut place) = match self.admit_all(&message).await {
+    ) -> Result<Carried, Halt> {
+        let earlier = self.earlier_recipients(delivery, request).await?;
+        let message = admit::Message::new(self, delivery, request, published_at, rendering, earlier);
+        self.keep_attachments(&message).await?;
+        let (standings, mut place) = match self.admit_all(&message).await? {
             Ok(admitted) => admitted,
-            Err(settlement) => return settlement,
+            Err(settlement) => return Ok(settlement.into()),
         };
         // The first recipient that could be claimed was, for there was a place; the others go their own way beside it. If
         // that one needed none after all, another takes the place over: a request that held an idle place while it waits
@@ -183,7 +293,7 @@ impl Pipeline {
             self.one_recipient(&message, index, standing, place)
         });
         let fates: Vec<Fate> = stream::iter(journeys.collect::<Vec<_>>()).buffered(RECIPIENTS_AT_ONCE).collect().await;
-        Settlement::of(&fates, message.copy_no(), request)
+        Ok(message.carried(&fates))
     }
 
     async fn one_recipient(
@@ -214,23 +324,33 @@ impl Pipeline {
         }
     }
 
+    /// A stage panicked: the message waits a little and is tried again alone, and is parked when it does so for the third time.
+    async fn crashed(&self, delivery: &Delivery, words: String) -> Settlement {
+        tracing::error!(panic = words, "a stage panicked on this message");
+        let crashes = delivery.envelope.crashes + 1;
+        if crashes >= CRASHES_MAX {
+            self.park(delivery, format!("a stage panicked {crashes} times: {words}")).await
+        } else {
+            Settlement::AfterCrash { crashes }
+        }
+    }
+
+    /// Whether this lane takes nothing at the moment.
+    fn is_paused(&self, lane: Lane) -> bool {
+        lane != Lane::Fast && !self.store.is_up()
+    }
+
     fn is_too_old(&self, published_at: DateTime<Utc>) -> bool {
         let age = (Utc::now() - published_at).to_std().unwrap_or_default();
         age > self.rules.audit_retention
     }
 }
 
-/// A stage panicked: the message waits a little and is tried again, and is parked when it does so for the third time.
-fn crashed(envelope: &Envelope, panic: &(dyn std::any::Any + Send)) -> Settlement {
-    let words = panic
+/// The words of a panic.
+fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
         .downcast_ref::<&str>()
         .map(ToString::to_string)
         .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without words".to_owned());
-    tracing::error!(panic = words, "a stage panicked on this message");
-    if envelope.crashes + 1 >= CRASHES_MAX {
-        Settlement::unreadable(Reason::Poison, format!("a stage panicked {CRASHES_MAX} times: {words}"))
-    } else {
-        Settlement::AfterCrash { crashes: envelope.crashes + 1 }
-    }
+        .unwrap_or_else(|| "a panic without words".to_owned())
 }

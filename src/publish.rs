@@ -149,7 +149,11 @@ pub fn outgoing(request: &wire::EmailRequest, exchange: &str) -> Result<Outgoing
     })
 }
 
-fn priority_of(request: &wire::EmailRequest) -> Result<Priority, PublishError> {
+/// The priority that a request asks for.
+///
+/// # Errors
+/// When it asks for none.
+pub fn priority_of(request: &wire::EmailRequest) -> Result<Priority, PublishError> {
     wire::Priority::try_from(request.priority)
         .ok()
         .and_then(|p| Priority::from_str(p.as_str_name()).ok())

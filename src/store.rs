@@ -24,6 +24,18 @@ pub mod outcome;
 /// This daemon's lease.
 pub mod lease;
 
+/// The claims that this daemon has at hand.
+mod held;
+
+/// Messages whose worker died.
+pub mod crashes;
+
+/// Who may not get mail, in memory.
+pub mod suppressions;
+
+/// What the fast lane sent without a database.
+pub mod journal;
+
 /// Template versions.
 pub mod templates;
 
@@ -35,6 +47,9 @@ pub mod messages;
 
 /// Dead letters.
 pub mod dead;
+
+/// Sending them on their way again.
+pub mod replay;
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,7 +66,9 @@ use uuid::Uuid;
 
 pub use self::{
     claim::{Admission, AttachmentRow, Claim, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, Words},
+    crashes::Crashes,
     fault::StoreError,
+    held::AtWork,
     outcome::{Finish, NewStatus, OutcomeRow},
     standing::UnknownRule,
 };
@@ -61,6 +78,8 @@ use crate::{config::StoreConfig, email::Lane};
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a statement of the pipeline may take.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same for the fast lane's claims and outcomes: an incident goes on without a database that is only silent.
+const FAST_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause between two looks whether the database is back.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -72,8 +91,21 @@ pub struct Store {
     worker_id: Uuid,
     hash_key: SecretString,
     lease: lease::Lease,
+    held: Arc<held::HeldClaims>,
     gatherers: Gatherers,
-    away: watch::Sender<Option<String>>,
+    health: watch::Sender<StoreHealth>,
+    suppressed: suppressions::Suppressed,
+}
+
+/// Whether the store can be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreHealth {
+    /// It is there.
+    Up,
+    /// It is not; the words say why.
+    Away(String),
+    /// It is back, and what the fast lane sent meanwhile is being written into it.
+    CatchingUp,
 }
 
 struct Gatherers {
@@ -87,14 +119,14 @@ struct LaneGatherers {
 }
 
 impl LaneGatherers {
-    fn start(pool: &PgPool, worker_id: Uuid) -> Self {
+    fn start(pool: &PgPool, worker_id: Uuid, limit: Duration) -> Self {
         let (claims_pool, outcomes_pool) = (pool.clone(), pool.clone());
         Self {
-            claims: gather::Gatherer::start(move |batch| {
+            claims: gather::Gatherer::start(limit, move |batch| {
                 let pool = claims_pool.clone();
                 async move { claim::insert::insert_batch(&pool, worker_id, &batch).await }
             }),
-            outcomes: gather::Gatherer::start(move |batch| {
+            outcomes: gather::Gatherer::start(limit, move |batch| {
                 let pool = outcomes_pool.clone();
                 async move { outcome::finish_batch(&pool, &batch).await }
             }),
@@ -112,8 +144,8 @@ impl Store {
         let fast_pool = open_pool(config, config.fast_connections_max)?;
         let worker_id = Uuid::now_v7();
         let gatherers = Gatherers {
-            fast: LaneGatherers::start(&fast_pool, worker_id),
-            others: LaneGatherers::start(&pool, worker_id),
+            fast: LaneGatherers::start(&fast_pool, worker_id, limit_of(Lane::Fast)),
+            others: LaneGatherers::start(&pool, worker_id, limit_of(Lane::Standard)),
         };
         Ok(Arc::new(Self {
             pool,
@@ -121,8 +153,10 @@ impl Store {
             worker_id,
             hash_key: config.hash_key.clone(),
             lease: lease::Lease::new(lease),
+            held: Arc::default(),
             gatherers,
-            away: watch::Sender::new(None),
+            health: watch::Sender::new(StoreHealth::Up),
+            suppressed: suppressions::Suppressed::default(),
         }))
     }
 
@@ -222,47 +256,77 @@ impl Store {
         }
     }
 
-    /// Why the store counts as away, if it does; for readiness.
+    /// Says that these claims are asked for, and carried until the answer is dropped.
     #[must_use]
-    pub fn away(&self) -> Option<String> {
-        self.away.borrow().clone()
+    pub fn at_work(&self, tokens: Vec<Uuid>) -> AtWork {
+        AtWork::new(&self.held, tokens)
+    }
+
+    /// How the store fares: what lanes pause by.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<StoreHealth> {
+        self.health.subscribe()
+    }
+
+    /// Whether claims may be asked for.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        matches!(*self.health.borrow(), StoreHealth::Up)
     }
 
     /// Notes that the store was found away; [`Store::wait_until_back`] then waits for the prober.
     pub fn note_away(self: &Arc<Self>, error: &StoreError) {
-        let newly_away = self.away.send_if_modified(|away| {
-            let newly = away.is_none();
+        let newly_away = self.health.send_if_modified(|health| {
+            // One that fails while the journal is written has gone away again: its prober sees to that.
+            let newly = matches!(health, StoreHealth::Up);
             if newly {
-                *away = Some(error.to_string());
+                *health = StoreHealth::Away(error.to_string());
             }
             newly
         });
         if newly_away {
-            tracing::error!(%error, "the database is away: lanes pause until it is back");
+            tracing::error!(%error, "the database is away: all lanes but the fast one pause until it is back");
             let store = Arc::clone(self);
             tokio::spawn(async move { store.probe_until_back().await });
         }
     }
 
-    /// Returns when the store is thought to be there. Cancel-safe.
+    /// Returns when the store is thought to be there, and the journal written. Cancel-safe.
     pub async fn wait_until_back(&self) {
-        let mut away = self.away.subscribe();
+        let mut health = self.health.subscribe();
         // The sender lives as long as self, so waiting cannot fail.
-        drop(away.wait_for(Option::is_none).await);
+        drop(health.wait_for(|health| matches!(health, StoreHealth::Up)).await);
+    }
+
+    /// Says that what the fast lane sent meanwhile is in the audit: the lanes may go on.
+    pub fn caught_up(&self) {
+        let was_behind = self.health.send_if_modified(|health| {
+            let was_behind = matches!(health, StoreHealth::CatchingUp);
+            if was_behind {
+                *health = StoreHealth::Up;
+            }
+            was_behind
+        });
+        if was_behind {
+            tracing::info!("the database is back");
+        }
+    }
+
+    /// Says that the database went away again before the journal was written.
+    pub fn fell_behind(self: &Arc<Self>, error: &StoreError) {
+        self.health.send_replace(StoreHealth::Away(error.to_string()));
+        let store = Arc::clone(self);
+        tokio::spawn(async move { store.probe_until_back().await });
     }
 
     /// One prober for everybody who waits, so that a database that comes back is not met by a crowd.
     async fn probe_until_back(&self) {
-        let pauses = ExponentialBackoff::from_millis(2).factor(125).max_delay(PROBE_PAUSE_MAX).map(jitter);
-        for pause in pauses {
-            tokio::time::sleep(pause).await;
-            // A write: a database that has no room, or became read-only, answers `select 1` as well.
-            if self.renew_lease().await.is_ok() {
-                break;
-            }
+        let mut pauses = ExponentialBackoff::from_millis(2).factor(125).max_delay(PROBE_PAUSE_MAX).map(jitter);
+        // A write: a database that has no room, or became read-only, answers `select 1` as well.
+        while self.renew_lease().await.is_err() {
+            tokio::time::sleep(pauses.next().unwrap_or(PROBE_PAUSE_MAX)).await;
         }
-        tracing::info!("the database is back");
-        self.away.send_replace(None);
+        self.health.send_replace(StoreHealth::CatchingUp);
     }
 
     /// Closes the pools once their connections are handed back.
@@ -275,9 +339,20 @@ impl Store {
 /// A statement's answer, or `Away` when it does not come: a host that lost its power sends no farewell, and a read from it
 /// would wait for ever. Claims and outcomes are known by their tokens, so asking again is safe.
 async fn within_limit<T>(statement: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(STATEMENT_TIMEOUT, statement).await {
+    within(STATEMENT_TIMEOUT, statement).await
+}
+
+async fn within<T>(limit: Duration, statement: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, statement).await {
         Ok(answer) => answer,
-        Err(_) => Err(StoreError::Away(format!("no answer within {} s", STATEMENT_TIMEOUT.as_secs()))),
+        Err(_) => Err(StoreError::Away(format!("no answer within {} s", limit.as_secs()))),
+    }
+}
+
+const fn limit_of(lane: Lane) -> Duration {
+    match lane {
+        Lane::Fast => FAST_STATEMENT_TIMEOUT,
+        Lane::Standard | Lane::Bulk => STATEMENT_TIMEOUT,
     }
 }
 

@@ -1,10 +1,14 @@
-//! Consumers: one channel each, subscribed for as long as the daemon runs.
+//! Consumers: one channel each, subscribed for as long as the daemon runs and nobody has paused them.
 //!
-//! A stream that ends, an error on it, and a channel that is gone all mean the same: what we hold is no longer ours, and
-//! it is time to subscribe again.
+//! A stream that ends, an error on it, a channel that is gone, and a broker that no longer knows our consumer all mean the
+//! same: what we hold is no longer ours, and it is time to subscribe again.
+//! Invariant: a paused consumer is cancelled and holds nothing but what is being finished.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +22,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{BrokerError, Delivery, Link, Topology};
+use super::{BrokerError, Delivery, Link, Topology, watchdog};
 use crate::email::Lane;
 
 /// Longest pause before subscribing again.
@@ -31,11 +35,16 @@ pub enum ConsumerState {
     Starting,
     /// Deliveries come in.
     Consuming,
+    /// Cancelled on purpose; the words say why.
+    Paused(String),
     /// Subscribing again; the words say why.
     Lost(String),
     /// Taking no more: the daemon stops.
     Stopped,
 }
+
+/// Why a queue shall not be consumed at the moment; nothing: it shall.
+pub type Pause = watch::Receiver<Option<String>>;
 
 /// What a consumer takes from.
 #[derive(Debug, Clone)]
@@ -46,6 +55,8 @@ pub struct Subscription {
     pub lane: Lane,
     /// Deliveries held unacknowledged at most.
     pub prefetch: u16,
+    /// Whether it shall be consumed.
+    pub pause: Pause,
 }
 
 /// Makes consumers over one connection.
@@ -54,6 +65,22 @@ pub struct Consumers {
     topology: Topology,
     /// The connection on which the topology was established last.
     established: Mutex<Weak<Connection>>,
+}
+
+/// What a consumer's deliveries have come to, for the watchdog.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    /// Deliveries so far.
+    pub(super) taken: AtomicU64,
+    /// Those being worked on.
+    pub(super) at_work: AtomicUsize,
+}
+
+/// How a subscription ended.
+enum End {
+    Stopped,
+    Paused,
+    Lost(String),
 }
 
 impl Consumers {
@@ -68,48 +95,75 @@ impl Consumers {
     /// Every delivery runs in a task of its own; there are never more than `prefetch` of them.
     pub async fn run<F, Fut>(
         self: Arc<Self>,
-        subscription: Subscription,
+        mut subscription: Subscription,
         state: watch::Sender<ConsumerState>,
         stop: CancellationToken,
         handle: F,
     ) where
-        F: Fn(Delivery) -> Fut + Send,
+        F: Fn(Delivery) -> Fut + Send + Sync,
         Fut: Future<Output = ()> + Send + 'static,
     {
         let tasks = TaskTracker::new();
         let fresh_pauses = || ExponentialBackoff::from_millis(2).factor(50).max_delay(PAUSE_MAX).map(jitter);
         let mut pauses = fresh_pauses();
         // The last channel is kept until its tasks have settled: dropping it would close it under them.
-        let mut last_channel = None;
+        let mut channel: Option<Channel> = None;
         while !stop.is_cancelled() {
+            let paused = subscription.pause.borrow_and_update().clone();
+            if let Some(why) = paused {
+                tracing::info!(queue = subscription.queue, why, "paused");
+                state.send_replace(ConsumerState::Paused(why));
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    // Whoever could end the pause is gone, and so will we be.
+                    resumed = subscription.pause.wait_for(Option::is_none) => if resumed.is_err() { break },
+                }
+                continue;
+            }
             let subscribed = tokio::select! {
                 () = stop.cancelled() => break,
-                subscribed = self.subscribe(&subscription) => subscribed,
+                subscribed = self.subscribe(&subscription, channel.take()) => subscribed,
             };
-            let lost = match subscribed {
-                Ok((channel, consumer)) => {
+            let end = match subscribed {
+                Ok((fresh, consumer)) => {
                     state.send_replace(ConsumerState::Consuming);
                     tracing::info!(queue = subscription.queue, prefetch = subscription.prefetch, "consuming");
                     pauses = fresh_pauses();
-                    let lost = pump(&channel, consumer, subscription.lane, &stop, &tasks, &handle).await;
-                    last_channel = Some(channel);
-                    lost
+                    let end = self.pump(&fresh, consumer, &subscription, &stop, &tasks, &handle).await;
+                    channel = Some(fresh);
+                    end
                 }
-                Err(error) => Some(error.to_string()),
+                Err(error) => End::Lost(error.to_string()),
             };
-            let Some(why) = lost else { break };
+            let why = match end {
+                End::Stopped => break,
+                End::Paused => continue,
+                End::Lost(why) => why,
+            };
             tracing::warn!(queue = subscription.queue, error = why, "lost the consumer");
             state.send_replace(ConsumerState::Lost(why));
             let pause = pauses.next().unwrap_or(PAUSE_MAX);
             tokio::select! { () = stop.cancelled() => break, () = tokio::time::sleep(pause) => {} }
+            // What was taken over it is not ours any more.
+            channel = None;
         }
         state.send_replace(ConsumerState::Stopped);
         tasks.close();
         tasks.wait().await;
-        drop(last_channel);
+        drop(channel);
     }
 
-    async fn subscribe(&self, subscription: &Subscription) -> Result<(Channel, Consumer), BrokerError> {
+    /// `kept`: the channel of a subscription that was paused, over which deliveries may still be settled.
+    async fn subscribe(
+        &self,
+        subscription: &Subscription,
+        kept: Option<Channel>,
+    ) -> Result<(Channel, Consumer), BrokerError> {
+        if let Some(channel) = kept.filter(|channel| channel.status().connected())
+            && let Ok(consumer) = consume(&channel, &subscription.queue).await
+        {
+            return Ok((channel, consumer));
+        }
         let connection = self.link.get().await;
         match self.subscribe_on(&connection, subscription).await {
             // The queue was deleted since: declare it again and try once more.
@@ -130,15 +184,7 @@ impl Consumers {
         let channel = connection.create_channel().await?;
         // Without a prefetch the broker sends everything it has, into our memory.
         channel.basic_qos(subscription.prefetch.max(1), BasicQosOptions::default()).await?;
-        let consumer = channel
-            .basic_consume(
-                subscription.queue.as_str().into(),
-                // The broker makes up a tag.
-                "".into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await?;
+        let consumer = consume(&channel, &subscription.queue).await?;
         Ok((channel, consumer))
     }
 
@@ -151,48 +197,77 @@ impl Consumers {
         *established = Arc::downgrade(connection);
         Ok(())
     }
+
+    /// Takes deliveries until the stream ends, the watchdog barks, somebody pauses it, or `stop`.
+    async fn pump<F, Fut>(
+        &self,
+        channel: &Channel,
+        mut consumer: Consumer,
+        subscription: &Subscription,
+        stop: &CancellationToken,
+        tasks: &TaskTracker,
+        handle: &F,
+    ) -> End
+    where
+        F: Fn(Delivery) -> Fut + Send + Sync,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let lane = subscription.lane;
+        let gone = CancellationToken::new();
+        let lost = gone.clone().drop_guard();
+        let pulse = Arc::new(Pulse::default());
+        let mut pause = subscription.pause.clone();
+        let watching = watchdog::watch(&self.link, channel, &subscription.queue, &pulse);
+        tokio::pin!(watching);
+        let end = loop {
+            let next = tokio::select! {
+                biased;
+                () = stop.cancelled() => break End::Stopped,
+                _ = pause.wait_for(Option::is_some) => break End::Paused,
+                why = &mut watching => return End::Lost(why),
+                next = consumer.next() => next,
+            };
+            match next {
+                Some(Ok(delivery)) => {
+                    pulse.taken.fetch_add(1, Ordering::Relaxed);
+                    pulse.at_work.fetch_add(1, Ordering::Relaxed);
+                    let work = handle(Delivery::new(lane, delivery, gone.clone()));
+                    let at_work = AtWork(Arc::clone(&pulse));
+                    tasks.spawn(async move {
+                        let _at_work = at_work;
+                        work.await;
+                    });
+                }
+                Some(Err(error)) => return End::Lost(error.to_string()),
+                None => return End::Lost("the broker cancelled the consumer (was its queue deleted?)".to_owned()),
+            }
+        };
+        // An orderly end: what has begun goes on, and its acknowledgement still counts.
+        let gone = lost.disarm();
+        if let Err(error) = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await {
+            tracing::debug!(%error, "could not cancel the consumer; the broker hands its messages to others");
+            return end;
+        }
+        // What the broker had sent already and nobody has started: back to the queue at once, in its old place.
+        while let Some(Ok(delivery)) = consumer.next().await {
+            if let Err(error) = Delivery::new(lane, delivery, gone.clone()).requeue().await {
+                tracing::debug!(%error, "could not hand a message back; the broker does so itself");
+            }
+        }
+        end
+    }
 }
 
-/// Takes deliveries until the stream ends (the reason why) or `stop` (nothing).
-async fn pump<F, Fut>(
-    channel: &Channel,
-    mut consumer: Consumer,
-    lane: Lane,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-    handle: &F,
-) -> Option<String>
-where
-    F: Fn(Delivery) -> Fut + Send,
-    Fut: Future<Output = ()> + Send + 'static,
-{
-    let gone = CancellationToken::new();
-    let lost = gone.clone().drop_guard();
-    loop {
-        let next = tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            next = consumer.next() => next,
-        };
-        match next {
-            Some(Ok(delivery)) => {
-                tasks.spawn(handle(Delivery::new(lane, delivery, gone.clone())));
-            }
-            Some(Err(error)) => return Some(error.to_string()),
-            None => return Some("the broker cancelled the consumer (was its queue deleted?)".to_owned()),
-        }
+/// One delivery being worked on.
+struct AtWork(Arc<Pulse>);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.at_work.fetch_sub(1, Ordering::Relaxed);
     }
-    // An orderly stop: what has begun goes on, and its acknowledgement still counts.
-    let gone = lost.disarm();
-    if let Err(error) = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await {
-        tracing::debug!(%error, "could not cancel the consumer; the broker hands its messages to others");
-        return None;
-    }
-    // What the broker had sent already and nobody has started: back to the queue at once, in its old place.
-    while let Some(Ok(delivery)) = consumer.next().await {
-        if let Err(error) = Delivery::new(lane, delivery, gone.clone()).requeue().await {
-            tracing::debug!(%error, "could not hand a message back; the broker does so itself");
-        }
-    }
-    None
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
+    // The broker makes up a tag.
+    Ok(channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default()).await?)
 }

@@ -11,6 +11,7 @@ use lapin::{
     options::{BasicAckOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::email::{Envelope, Lane};
@@ -23,6 +24,12 @@ pub const COPY: &str = "x-copy";
 pub const GENERATION: &str = "x-generation";
 /// How often a stage panicked on it.
 pub const CRASHES: &str = "x-crashes";
+/// Who is still to get it, for a daemon that cannot ask the database.
+pub const PENDING: &str = "x-pending";
+/// The template version that the first claim fixed, likewise.
+pub const TEMPLATE_VERSION: &str = "x-template-version";
+/// When an operator sent it on its way again, in milliseconds.
+pub const REPLAYED_AT: &str = "x-replayed-at-ms";
 /// The producer's own routing key; the copy's is the name of a queue.
 pub const ROUTING_KEY: &str = "x-routing-key";
 
@@ -81,6 +88,15 @@ impl Delivery {
         Self { envelope, body: Bytes::from(delivery.data), original, gone, acker: delivery.acker }
     }
 
+    /// What this message's crashes are counted under: known before a byte of it is decoded, the same at every delivery.
+    #[must_use]
+    pub fn crash_key(&self) -> [u8; 32] {
+        match &self.envelope.message_id {
+            Some(id) => Sha256::digest(id).into(),
+            None => Sha256::digest(&self.body).into(),
+        }
+    }
+
     /// Tells the broker that the message is dealt with.
     ///
     /// # Errors
@@ -110,10 +126,11 @@ impl Original {
     fn envelope(&self, lane: Lane, redelivered: bool) -> Envelope {
         let headers = self.properties.headers().clone().unwrap_or_default();
         let small = |name| number(&headers, name).and_then(|n| i32::try_from(n).ok()).unwrap_or(0).max(0);
-        let published_at = number(&headers, PUBLISHED_AT)
-            .filter(|ms| (0..=MILLISECONDS_MAX).contains(ms))
-            .and_then(|ms| Utc.timestamp_millis_opt(ms).single())
-            .or_else(|| self.properties.timestamp().and_then(whole_seconds));
+        let moment = |name| {
+            let ms = number(&headers, name).filter(|ms| (0..=MILLISECONDS_MAX).contains(ms))?;
+            Utc.timestamp_millis_opt(ms).single()
+        };
+        let published_at = moment(PUBLISHED_AT).or_else(|| self.properties.timestamp().and_then(whole_seconds));
         Envelope {
             lane,
             // Every copy names the producer's routing key; no producer does.
@@ -125,7 +142,12 @@ impl Original {
             generation: small(GENERATION),
             copy_no: small(COPY),
             crashes: small(CRASHES),
+            // A producer that sets these says nothing: only our own copies are believed.
+            pending: words(&headers, PENDING).filter(|_| headers.contains_key(ROUTING_KEY)),
+            template_version: Some(small(TEMPLATE_VERSION))
+                .filter(|version| *version > 0 && headers.contains_key(ROUTING_KEY)),
             redelivered,
+            replayed_at: moment(REPLAYED_AT),
             traceparent: words(&headers, "traceparent"),
             tracestate: words(&headers, "tracestate"),
         }
@@ -149,9 +171,7 @@ impl Original {
         let old = &self.properties;
         let mut headers = FieldTable::default();
         for (name, value) in old.headers().clone().unwrap_or_default().inner() {
-            let theirs = BROKER_HEADERS.contains(&name.as_str())
-                || BROKER_HEADER_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
-            if !theirs {
+            if !is_brokers_own(name.as_str()) {
                 headers.insert(name.clone(), value.clone());
             }
         }
@@ -188,6 +208,12 @@ impl Original {
         }
         properties
     }
+}
+
+/// Whether the broker keeps its own books in this header.
+#[must_use]
+pub fn is_brokers_own(header: &str) -> bool {
+    BROKER_HEADERS.contains(&header) || BROKER_HEADER_PREFIXES.iter().any(|prefix| header.starts_with(prefix))
 }
 
 fn whole_seconds(seconds: u64) -> Option<DateTime<Utc>> {

@@ -25,8 +25,14 @@ pub struct Envelope {
     pub is_copy: bool,
     /// `x-crashes`: how often a stage panicked on it, alone.
     pub crashes: i32,
+    /// `x-pending`: who is still to get it, for a daemon that cannot ask the database.
+    pub pending: Option<String>,
+    /// `x-template-version`: what the first claim fixed, likewise.
+    pub template_version: Option<i32>,
     /// The broker says that it has delivered this before.
     pub redelivered: bool,
+    /// `x-replayed-at-ms`: when an operator sent it on its way again.
+    pub replayed_at: Option<DateTime<Utc>>,
     /// W3C trace context, passed on as it came.
     pub traceparent: Option<String>,
     /// W3C trace state, passed on as it came.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{AddressError, EmailAddress, Priority};
@@ -136,6 +137,22 @@ pub enum AttachmentContent {
 /// SHA-256 over a request's canonical form.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PayloadHash(pub [u8; 32]);
+
+/// The id of a request's final failure: request, payload and generation. The same failure has the same id however often it
+/// is told, and a failure after a replay has another one.
+#[must_use]
+pub fn settlement_id(request: Uuid, payload: PayloadHash, generation: i32) -> Uuid {
+    let mut hash = Sha256::new();
+    hash.update(request.as_bytes());
+    hash.update(payload.0);
+    hash.update(generation.to_be_bytes());
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &hash.finalize())
+}
+
+impl PayloadHash {
+    /// Stands for the payload of a message whose bytes must not be read, because it crashes whoever does.
+    pub const UNREAD: Self = Self([0; 32]);
+}
 
 impl fmt::Display for PayloadHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,6 +15,7 @@ use crate::{
     broker::{ConsumerState, link::LinkState},
     email::Lane,
     smtp::RelayState,
+    store::StoreHealth,
 };
 
 pub(super) async fn livez() -> &'static str {
@@ -31,8 +32,12 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 fn reasons(admin: &Admin) -> Vec<String> {
     let mut reasons = Vec::new();
     reasons.extend(admin.starting.borrow().clone());
-    if let Some(away) = admin.store.away() {
-        reasons.push(away);
+    match &*admin.store.health().borrow() {
+        StoreHealth::Up => {}
+        StoreHealth::Away(why) => reasons.push(why.clone()),
+        StoreHealth::CatchingUp => {
+            reasons.push("database: back; what the fast lane sent meanwhile is being written into it".to_owned());
+        }
     }
     for link in &admin.links {
         if let LinkState::Down(why) = link.state() {
@@ -42,7 +47,8 @@ fn reasons(admin: &Admin) -> Vec<String> {
     for lane in Lane::ALL {
         let state = admin.lanes.get(lane).borrow().clone();
         match state {
-            ConsumerState::Consuming => {}
+            // A lane that somebody has paused is no fault; if it was the database's absence, that is told above.
+            ConsumerState::Consuming | ConsumerState::Paused(_) => {}
             ConsumerState::Starting => reasons.push(format!("lane {lane}: not consuming yet")),
             ConsumerState::Lost(why) => reasons.push(format!("lane {lane}: lost the consumer: {why}")),
             ConsumerState::Stopped => reasons.push(format!("lane {lane}: stopped")),

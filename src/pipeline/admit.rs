@@ -2,23 +2,27 @@
 //!
 //! Invariant: a claim is asked for only with a place in hand, and only while this daemon's lease is good.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Fate, Pipeline, render::Rendering, settle::Settlement};
+use super::{CRASHES_MAX, Carried, Fate, Halt, Pipeline, render::Rendering, settle::Settlement};
 use crate::{
-    broker::Delivery,
+    broker::{Delivery, Outgoing},
     email::{
-        AttachmentContent, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind, UnknownPolicy,
+        AttachmentContent, EmailAddress, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind,
+        UnknownPolicy, identity::row_id,
     },
     faults::{self, Point},
     smtp::Place,
     store::{
-        Admission, AttachmentRow, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, StoreError,
-        UnknownRule, Words,
+        Admission, AtWork, AttachmentRow, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, StoreError,
+        StoreHealth, UnknownRule, Words,
     },
 };
 
@@ -30,6 +34,13 @@ pub(super) struct Message<'a> {
     pub(super) rendering: &'a Rendering,
     pub(super) published_at: DateTime<Utc>,
     recipients: Vec<Recipient>,
+    crash_key: [u8; 32],
+    /// Keeps the rows' claims ours for as long as this lives.
+    claims: AtWork,
+    /// It goes without the database.
+    is_journaled: bool,
+    /// Entries of the journal that are owed once the settlement is confirmed.
+    afterwards: Mutex<Vec<Outgoing>>,
     /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
     identities: Vec<Identity>,
     unknown: UnknownRule,
@@ -49,25 +60,81 @@ impl<'a> Message<'a> {
         request: &'a EmailRequest,
         published_at: DateTime<Utc>,
         rendering: &'a Rendering,
+        earlier: Vec<Recipient>,
     ) -> Self {
         let envelope = &delivery.envelope;
         let mut recipients = request.recipients.clone();
-        for address in rendering.manifest().map(|m| m.always_to.as_slice()).unwrap_or_default() {
-            let one = Recipient { address: Ok(address.clone()), display_name: None };
+        let always_to = rendering.manifest().map(|m| m.always_to.as_slice()).unwrap_or_default();
+        let always_to = always_to.iter().map(|address| Recipient { address: Ok(address.clone()), display_name: None });
+        for one in always_to.chain(earlier) {
             if !recipients.iter().any(|known| known.key() == one.key()) {
                 recipients.push(one);
             }
         }
-        let identities = recipients
+        let identities: Vec<Identity> = recipients
             .iter()
-            .map(|r| Identity {
-                id: Uuid::now_v7(),
-                token: Uuid::new_v4(),
-                hash: pipeline.store.address_hash(&r.key()),
+            .map(|r| {
+                let hash = pipeline.store.address_hash(&r.key());
+                Identity { id: row_id(published_at, request.id, &hash), token: Uuid::new_v4(), hash }
             })
             .collect();
         let unknown = pipeline.unknown_rule(envelope.lane, rendering.manifest());
-        Self { envelope, gone: &delivery.gone, request, rendering, published_at, recipients, identities, unknown }
+        let claims = pipeline.store.at_work(identities.iter().map(|identity| identity.token).collect());
+        Self {
+            envelope,
+            gone: &delivery.gone,
+            request,
+            rendering,
+            published_at,
+            recipients,
+            crash_key: delivery.crash_key(),
+            claims,
+            is_journaled: false,
+            afterwards: Mutex::default(),
+            identities,
+            unknown,
+        }
+    }
+
+    /// Nothing was sent under any of its claims that was not answered: should one be committed, it is void.
+    fn give_up(&self, asked: &ClaimRequest) {
+        for recipient in &asked.recipients {
+            if let Initial::Claim(token) = recipient.initial {
+                self.claims.give_up(token);
+            }
+        }
+    }
+
+    /// How many recipients there are.
+    pub(super) fn len(&self) -> usize {
+        self.recipients.len()
+    }
+
+    /// The keyed hash of a recipient's address.
+    pub(super) fn hash(&self, index: usize) -> &[u8; 32] {
+        &self.identities[index].hash
+    }
+
+    /// What a recipient's row is called, and the token of its claim.
+    pub(super) fn identity(&self, index: usize) -> (Uuid, Uuid) {
+        (self.identities[index].id, self.identities[index].token)
+    }
+
+    pub(super) const fn crash_key(&self) -> &[u8; 32] {
+        &self.crash_key
+    }
+
+    /// An entry of the journal that must not be published before the settlement is.
+    pub(super) fn journal_afterwards(&self, entry: Outgoing) {
+        self.afterwards.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+
+    /// What the recipients' fates come to.
+    pub(super) fn carried(&self, fates: &[Fate]) -> Carried {
+        let hashes: Vec<&[u8; 32]> = self.identities.iter().map(|identity| &identity.hash).collect();
+        let settlement = Settlement::of(fates, &hashes, self.copy_no(), self.rendering.version(), self.request);
+        let afterwards = std::mem::take(&mut *self.afterwards.lock().unwrap_or_else(PoisonError::into_inner));
+        Carried { settlement, afterwards }
     }
 
     pub(super) fn recipient(&self, index: usize) -> &Recipient {
@@ -86,14 +153,26 @@ impl<'a> Message<'a> {
         self.unknown
     }
 
+    /// Whether it may go only under a lease on the database's clock, or under an entry in the journal.
+    pub(super) const fn needs_lease(&self) -> bool {
+        !self.is_journaled
+    }
+
+    /// The same message under the journal.
+    pub(super) const fn journaled(mut self) -> Self {
+        self.is_journaled = true;
+        self
+    }
+
     /// Whether it may not be sent any more.
     pub(super) fn is_expired(&self) -> bool {
         self.request.expires_at.is_some_and(|at| at <= Utc::now())
     }
 
-    /// When the mail's age begins to count.
+    /// When the mail's age begins to count: at the latest of publish, `not_before` and replay.
     pub(super) fn age_since(&self) -> DateTime<Utc> {
-        self.request.not_before.map_or(self.published_at, |at| at.max(self.published_at))
+        let later = [self.request.not_before, self.envelope.replayed_at];
+        later.into_iter().flatten().fold(self.published_at, DateTime::max)
     }
 
     /// Whether this recipient could be sent to right now, as far as the request alone tells.
@@ -176,35 +255,54 @@ impl<'a> Message<'a> {
             recipients,
             attachments: if self.rendering.words.is_ok() { attachment_rows(request) } else { Vec::new() },
             unknown: self.unknown,
+            crash_key: self.crash_key,
+            crashes_max: CRASHES_MAX,
             may_be_known,
         })
     }
 }
 
 impl Pipeline {
+    /// Whom a replayed request went to when it was first claimed: the version that it uses now may name others, and whoever
+    /// was reopened must not wait for ever.
+    pub(super) async fn earlier_recipients(
+        &self,
+        delivery: &Delivery,
+        request: &EmailRequest,
+    ) -> Result<Vec<Recipient>, Halt> {
+        let Envelope { lane, generation, .. } = delivery.envelope;
+        if generation == 0 {
+            return Ok(Vec::new());
+        }
+        let rows = self.patiently(|| self.store.recipients_of(lane, request.id)).await?;
+        let known = rows.into_iter().filter_map(|(email, display_name)| {
+            // One that is no address is in the request itself.
+            Some(Recipient { address: Ok(EmailAddress::parse(&email).ok()?), display_name })
+        });
+        Ok(known.collect())
+    }
+
     /// Stores the attachments' bytes, so that no mail is on its way whose attachment the audit does not have.
-    pub(super) async fn keep_attachments(&self, message: &Message<'_>) -> Result<(), Settlement> {
+    pub(super) async fn keep_attachments(&self, message: &Message<'_>) -> Result<(), Halt> {
         if message.rendering.words.is_err() {
             return Ok(());
         }
         for attachment in &message.request.attachments {
             if let AttachmentContent::Inline { bytes, sha256 } = &attachment.content {
-                self.patiently(|| self.store.keep_attachment(message.lane(), sha256, bytes))
-                    .await
-                    .ok_or(Settlement::HandBack)?;
+                self.patiently(|| self.store.keep_attachment(message.lane(), sha256, bytes)).await?;
             }
         }
         Ok(())
     }
 
-    /// Writes or finds all rows, and claims the first recipient that can be sent to. The error is how it ends here.
-    pub(super) async fn admit_all(&self, message: &Message<'_>) -> Result<(Vec<Standing>, Option<Place>), Settlement> {
+    /// Writes or finds all rows, and claims the first recipient that can be sent to. The inner error is how it ends here.
+    pub(super) async fn admit_all(
+        &self,
+        message: &Message<'_>,
+    ) -> Result<Result<(Vec<Standing>, Option<Place>), Settlement>, Halt> {
         let place = match message.first_sendable(Utc::now()) {
             None => None,
-            Some(_) => match self.place(message).await {
-                Some(place) => Some(place),
-                None => return Err(Settlement::HandBack),
-            },
+            Some(_) => Some(self.place_with_store(message).await?),
         };
         // Waiting for a place may have taken until past the expiry.
         let now = Utc::now();
@@ -217,22 +315,11 @@ impl Pipeline {
             now,
             message.envelope.may_be_known(),
         );
-        match self.claim(message, &asked).await {
-            Some(Ok(Admission::Known(standings))) => Ok((standings, place)),
-            Some(Ok(Admission::OldCopy)) => Err(Settlement::Ack("duplicate")),
-            Some(Ok(Admission::Conflict { stored })) => {
-                let error = format!(
-                    "request_id was used before with another payload: first {stored}, now {}",
-                    message.request.payload_hash
-                );
-                Err(Settlement::unreadable(Reason::IdempotencyConflict, error).about(message.request))
-            }
-            Some(Err(refused)) => {
-                let error = format!("cannot be recorded: {refused}");
-                Err(Settlement::unreadable(Reason::Malformed, error).about(message.request))
-            }
-            None => Err(Settlement::HandBack),
-        }
+        Ok(match self.claim(message, &asked).await? {
+            Admission::Known(standings) => Ok((standings, place)),
+            Admission::OldCopy => Err(Settlement::Ack("duplicate")),
+            Admission::Conflict { stored } => Err(Settlement::conflict(message.request, stored)),
+        })
     }
 
     /// Claims one more recipient, with this place or another. The error is what becomes of it instead.
@@ -242,19 +329,29 @@ impl Pipeline {
         index: usize,
         place: Option<Place>,
     ) -> Result<(Standing, Option<Place>), Fate> {
+        // In the fast lane a copy waits for those who could not be claimed, and goes on without a database.
+        let halted = |_: Halt| if message.lane() == Lane::Fast { Fate::Wait(Duration::ZERO) } else { Fate::HandBack };
         let place = match place {
             Some(place) => place,
-            None => self.place(message).await.ok_or(Fate::HandBack)?,
+            None => match self.place_with_store(message).await {
+                Ok(place) => place,
+                Err(Halt::Stopped) => return Err(Fate::HandBack),
+                Err(halt) => return Err(halted(halt)),
+            },
         };
         let now = Utc::now();
         let asked = message.claim_request(index..=index, Some(index), &self.mail.message_id_domain, now, true);
-        match self.claim(message, &asked).await.ok_or(Fate::HandBack)? {
+        match self.claim(message, &asked).await {
             Ok(Admission::Known(mut standings)) => match standings.pop() {
                 Some(standing) => Ok((standing, Some(place))),
                 None => Err(Fate::Wait(Duration::ZERO)),
             },
             // The request was ours a moment ago; whatever this is, a later copy will see it whole.
-            Ok(Admission::OldCopy | Admission::Conflict { .. }) | Err(_) => Err(Fate::Wait(Duration::ZERO)),
+            Ok(Admission::OldCopy | Admission::Conflict { .. }) | Err(Halt::Refused(_)) => {
+                Err(Fate::Wait(Duration::ZERO))
+            }
+            Err(Halt::Stopped) => Err(Fate::HandBack),
+            Err(halt @ Halt::Away) => Err(halted(halt)),
         }
     }
 
@@ -268,53 +365,68 @@ impl Pipeline {
         }
     }
 
-    /// Asks the store for a claim for as long as it is away. The error is one of the data; nothing: the daemon stops.
-    async fn claim(&self, message: &Message<'_>, request: &Arc<ClaimRequest>) -> Option<Result<Admission, StoreError>> {
-        loop {
-            if !self.store.lease_is_good() {
-                // Somebody else may think us gone: prove otherwise before touching anything.
-                self.patiently(|| self.store.renew_lease()).await?;
-            }
-            match self.store.claim(request).await {
-                Ok(admission) => {
-                    faults::reached_by(Point::Claimed, message.request.id);
-                    return Some(Ok(admission));
-                }
-                Err(error) if error.is_away() => tokio::select! {
-                    // Somebody else has the message by now.
-                    () = message.gone.cancelled() => return None,
-                    waited = self.wait_for_store(&error) => waited?,
-                },
-                Err(StoreError::Repeat(_)) => {}
-                Err(error) => return Some(Err(error)),
-            }
+    /// The same for as long as the store is there: a paused lane waits for no relay.
+    async fn place_with_store(&self, message: &Message<'_>) -> Result<Place, Halt> {
+        let mut health = self.store.health();
+        tokio::select! {
+            place = self.place(message) => place.ok_or(Halt::Stopped),
+            _ = health.wait_for(|health| *health != StoreHealth::Up) => Err(Halt::Away),
         }
     }
 
-    /// Repeats a call to the store for as long as it is away. Nothing: the daemon stops, or the call will never work.
-    pub(super) async fn patiently<T, F, Fut>(&self, call: F) -> Option<T>
+    /// Asks the store for a claim.
+    async fn claim(&self, message: &Message<'_>, request: &Arc<ClaimRequest>) -> Result<Admission, Halt> {
+        if !self.store.lease_is_good() {
+            // Somebody else may think us gone: prove otherwise before touching anything.
+            self.patiently(|| self.store.renew_lease()).await?;
+        }
+        let claimed = self.patiently(|| self.store.claim(request)).await;
+        match &claimed {
+            Ok(_) => faults::reached_by(Point::Claimed, message.request.id),
+            // It may have been committed all the same, and is given up before a byte was sent.
+            Err(_) => message.give_up(request),
+        }
+        claimed
+    }
+
+    /// A call to the store, before anything was sent: what cannot be asked now is given up.
+    pub(super) async fn patiently<T, F, Fut>(&self, call: F) -> Result<T, Halt>
     where
         F: Fn() -> Fut,
         Fut: Future<Output = Result<T, StoreError>>,
     {
         loop {
             match call().await {
-                Ok(value) => return Some(value),
-                Err(error) if error.is_away() => self.wait_for_store(&error).await?,
+                Ok(value) => return Ok(value),
+                Err(error) if error.is_away() => {
+                    self.store.note_away(&error);
+                    return Err(Halt::Away);
+                }
                 Err(StoreError::Repeat(_)) => {}
                 Err(error) => {
                     tracing::error!(%error, "the store refuses");
-                    return None;
+                    return Err(Halt::Refused(error.to_string()));
                 }
             }
         }
     }
 
-    async fn wait_for_store(&self, error: &StoreError) -> Option<()> {
-        self.store.note_away(error);
-        tokio::select! {
-            () = self.stop.cancelled() => None,
-            () = self.store.wait_until_back() => Some(()),
+    /// A call to the store, after something was sent or published: it is repeated for as long as it takes. Nothing: the
+    /// daemon stops, or the call will never work.
+    pub(super) async fn persistently<T, F, Fut>(&self, call: F) -> Option<T>
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<T, StoreError>>,
+    {
+        loop {
+            match self.patiently(&call).await {
+                Ok(value) => return Some(value),
+                Err(Halt::Refused(_) | Halt::Stopped) => return None,
+                Err(Halt::Away) => tokio::select! {
+                    () = self.stop.cancelled() => return None,
+                    () = self.store.wait_until_back() => {}
+                },
+            }
         }
     }
 
@@ -330,7 +442,7 @@ impl Pipeline {
     }
 }
 
-fn attachment_rows(request: &EmailRequest) -> Vec<AttachmentRow> {
+pub(super) fn attachment_rows(request: &EmailRequest) -> Vec<AttachmentRow> {
     request
         .attachments
         .iter()

@@ -6,10 +6,14 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
+use uuid::Uuid;
 
-use super::{Fate, Pipeline, admit::Message};
+use super::{Fate, Pipeline, admit::Message, pending::Tries};
 use crate::{
-    email::{AttachmentContent, EmailAddress, Outcome, Phase, Reason, Reply, SendReport, Status},
+    email::{
+        AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, SendReport,
+        Status,
+    },
     faults::{self, Point},
     mime,
     retry::{self, Verdict},
@@ -26,15 +30,28 @@ const BUILD_INLINE_BYTES_MAX: usize = 256 * 1024;
 /// Kept of an error's words.
 const ERROR_CHARS_MAX: usize = 1000;
 
+/// Everything that a message is made of.
+pub(super) struct Making<'a> {
+    pub(super) request: &'a EmailRequest,
+    pub(super) recipient: &'a Recipient,
+    pub(super) words: &'a Words,
+    /// Without angle brackets.
+    pub(super) message_id: &'a str,
+    pub(super) row_id: Uuid,
+    pub(super) attempt: i32,
+    pub(super) template_version: i32,
+    pub(super) lane: Lane,
+}
+
 /// What one try found out.
-struct Tried {
-    outcome: Outcome,
+pub(super) struct Tried {
+    pub(super) outcome: Outcome,
     relay: String,
-    ended_at: DateTime<Utc>,
+    pub(super) ended_at: DateTime<Utc>,
 }
 
 impl Tried {
-    fn without_relay(outcome: Outcome) -> Self {
+    pub(super) fn without_relay(outcome: Outcome) -> Self {
         Self { outcome, relay: String::new(), ended_at: Utc::now() }
     }
 
@@ -49,19 +66,21 @@ impl Pipeline {
         let lane = message.lane();
         // A panic must not leave the row in `sending` under a lease that this daemon goes on renewing.
         let built = AssertUnwindSafe(self.build(message, index, &claim)).catch_unwind().await;
+        let mut crash = None;
         let tried = match built {
             Ok(Ok((to, bytes))) => {
-                let sent = AssertUnwindSafe(self.send(message, &to, &bytes, place)).catch_unwind().await;
+                let sending = AssertUnwindSafe(self.send(message, &to, &bytes, place)).catch_unwind();
+                let sent = self.on_wire(lane, claim.crashes, message.crash_key(), sending).await;
                 sent.unwrap_or_else(|_| {
                     tracing::error!("sending panicked: the outcome is unknown");
                     Tried::without_relay(Outcome::Unknown { error: "a stage panicked while sending".to_owned() })
                 })
             }
             Ok(Err(error)) => Tried::without_relay(Outcome::Rejected { phase: Phase::Mail, reply: None, error }),
-            Err(_) => {
-                tracing::error!("building the message panicked");
+            Err(panic) => {
+                crash = Some(super::words_of(panic.as_ref()));
                 let error = "a stage panicked while the message was built".to_owned();
-                Tried::without_relay(Outcome::Deferred { phase: Phase::Mail, reply: None, error, counted: true })
+                Tried::without_relay(Outcome::Deferred { phase: Phase::Mail, reply: None, error, counted: false })
             }
         };
         let verdict = self.decide(message, &claim, &tried);
@@ -70,6 +89,9 @@ impl Pipeline {
         let error = row.error.clone().unwrap_or_default();
         faults::reached(Point::OutcomeDue);
         let finish = loop {
+            if !message.needs_lease() {
+                break self.journal_outcome(message, index, &claim, &row).await;
+            }
             match self.store.finish(lane, row.clone()).await {
                 Ok(finish) => break finish,
                 Err(error @ StoreError::Data { .. }) if row.error.is_some() || row.reply.is_some() => {
@@ -77,9 +99,13 @@ impl Pipeline {
                     tracing::warn!(%error, "recording the outcome without the relay's words");
                     (row.error, row.reply) = (None, None);
                 }
-                // The relay has been spoken to: giving up now would make the outcome unknown. Shutdown's grace bounds this.
+                // The relay has been spoken to: giving up now would make the outcome unknown. The fast lane writes it down
+                // elsewhere; the others wait, as long as shutdown's grace allows.
                 Err(error) => {
                     self.store.note_away(&error);
+                    if lane == Lane::Fast {
+                        break self.journal_outcome(message, index, &claim, &row).await;
+                    }
                     self.store.wait_until_back().await;
                 }
             }
@@ -90,7 +116,11 @@ impl Pipeline {
             tracing::warn!(message.id = %claim.id, "the lease ran out while sending; whoever took the row over decides");
             return Fate::Wait(Duration::ZERO);
         }
+        if let Some(words) = crash {
+            return Fate::Crashed(words);
+        }
         let attempts = claim.attempts + i32::from(row.counted);
+        let tries = Tries { attempts, deferrals: claim.deferrals + 1 };
         let dead = |reason| Fate::Dead {
             recipient: message.recipient(index).shown().to_owned(),
             reason,
@@ -99,13 +129,13 @@ impl Pipeline {
         };
         match verdict {
             Verdict::Sent => Fate::Over(Status::Sent),
-            Verdict::Retry { due_in, .. } | Verdict::Unknown { due_in } => Fate::Retry(due_in),
+            Verdict::Retry { due_in, .. } | Verdict::Unknown { due_in } => Fate::Retry(due_in, tries),
             Verdict::Held => dead(Reason::OutcomeUnknown),
             Verdict::Failed { reason, .. } => dead(reason),
         }
     }
 
-    async fn send(&self, message: &Message<'_>, to: &EmailAddress, bytes: &[u8], place: Place) -> Tried {
+    pub(super) async fn send(&self, message: &Message<'_>, to: &EmailAddress, bytes: &[u8], place: Place) -> Tried {
         let mail = OutgoingMail { from: &self.mail.from, to, message: bytes };
         let mut place = place;
         let mut stale = 0;
@@ -114,9 +144,10 @@ impl Pipeline {
             if message.is_expired() {
                 return Tried::not_begun("it is past expires_at");
             }
-            if !self.store.lease_is_good() {
+            if message.needs_lease() && !self.store.lease_is_good() {
                 return Tried::not_begun("this daemon's lease could not be renewed in time");
             }
+            faults::reached_by(Point::Send, message.request.id);
             let relay = place.relay_name().to_owned();
             let report = place.send(&mail).await;
             let ended_at = Utc::now();
@@ -135,18 +166,32 @@ impl Pipeline {
     }
 
     /// The message's bytes, for this recipient.
-    async fn build(
+    pub(super) async fn build(
         &self,
         message: &Message<'_>,
         index: usize,
         claim: &Claim,
     ) -> Result<(EmailAddress, Arc<[u8]>), String> {
-        let recipient = message.recipient(index);
-        let to = recipient.address.clone().map_err(|bad| bad.error.to_string())?;
         let fresh = message.rendering.words.as_ref().ok().map(Arc::as_ref);
         // What an earlier try said is said again, whatever has become of the template since.
         let words: &Words = claim.words.as_ref().or(fresh).ok_or("there is nothing to send")?;
-        let request = message.request;
+        let _desk = self.quarantine.desk().await;
+        self.make(&Making {
+            request: message.request,
+            recipient: message.recipient(index),
+            words,
+            message_id: claim.message_id.trim_matches(['<', '>']),
+            row_id: claim.id,
+            attempt: claim.attempts + 1,
+            template_version: message.rendering.version().unwrap_or(0),
+            lane: message.lane(),
+        })
+    }
+
+    /// Words and files become bytes.
+    pub(super) fn make(&self, making: &Making<'_>) -> Result<(EmailAddress, Arc<[u8]>), String> {
+        let to = making.recipient.address.clone().map_err(|bad| bad.error.to_string())?;
+        let request = making.request;
         let files: Vec<mime::FilePart<'_>> = request
             .attachments
             .iter()
@@ -165,20 +210,20 @@ impl Pipeline {
             from: &self.mail.from,
             from_name: self.mail.from_name.as_deref(),
             to: &to,
-            to_name: recipient.display_name.as_deref(),
+            to_name: making.recipient.display_name.as_deref(),
             reply_to: request.reply_to.as_ref().or(self.mail.reply_to.as_ref()),
-            subject: &words.subject,
-            html: &words.html,
-            text: &words.text,
+            subject: &making.words.subject,
+            html: &making.words.html,
+            text: &making.words.text,
             files: &files,
-            message_id: claim.message_id.trim_matches(['<', '>']),
+            message_id: making.message_id,
             date: Utc::now(),
-            row_id: claim.id,
-            attempt: claim.attempts + 1,
+            row_id: making.row_id,
+            attempt: making.attempt,
             request_id: request.id,
             template_key: &request.template_key,
-            template_version: message.rendering.version().unwrap_or(0),
-            lane: message.lane(),
+            template_version: making.template_version,
+            lane: making.lane,
             auto_submitted: true,
             extra: &[],
         };
@@ -190,7 +235,7 @@ impl Pipeline {
         built.map(|bytes| (to.clone(), bytes.into())).map_err(|error| format!("the message cannot be built: {error}"))
     }
 
-    fn decide(&self, message: &Message<'_>, claim: &Claim, tried: &Tried) -> Verdict {
+    pub(super) fn decide(&self, message: &Message<'_>, claim: &Claim, tried: &Tried) -> Verdict {
         let lane = message.lane();
         let manifest = message.rendering.manifest();
         let unknown = message.unknown();
@@ -206,7 +251,7 @@ impl Pipeline {
         retry::decide(&tried.outcome, facts, &rules)
     }
 
-    fn tell(&self, message: &Message<'_>, tried: &Tried, verdict: &Verdict, latency: Duration) {
+    pub(super) fn tell(&self, message: &Message<'_>, tried: &Tried, verdict: &Verdict, latency: Duration) {
         let lane = message.lane();
         let template = message.rendering.label();
         let outcome = tried.outcome.name();
@@ -216,8 +261,10 @@ impl Pipeline {
         match verdict {
             Verdict::Sent => {
                 self.metrics.sent(lane, template, latency);
+                // A mail that was not to go before its time is late by that time only.
+                let waited = (tried.ended_at - message.age_since()).to_std().unwrap_or_default();
                 let deadline = message.rendering.manifest().map(|m| m.deadline);
-                if deadline.is_some_and(|deadline| latency > deadline) && message.request.not_before.is_none() {
+                if deadline.is_some_and(|deadline| waited > deadline) {
                     self.metrics.deadline_missed(lane, template);
                 }
                 tracing::info!(outcome, smtp.code = reply_code, latency_ms, relay = tried.relay, "sent");
@@ -241,7 +288,7 @@ const fn reply_of(outcome: &Outcome) -> Option<&Reply> {
     }
 }
 
-fn outcome_row(claim: &Claim, tried: &Tried, verdict: &Verdict, latency: Duration) -> OutcomeRow {
+pub(super) fn outcome_row(claim: &Claim, tried: &Tried, verdict: &Verdict, latency: Duration) -> OutcomeRow {
     let (phase, error) = match &tried.outcome {
         Outcome::Sent { .. } => (Some(Phase::FinalDot), None),
         Outcome::Deferred { phase, error, .. } | Outcome::Rejected { phase, error, .. } => (Some(*phase), Some(error)),

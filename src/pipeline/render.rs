@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::Pipeline;
+use super::{Halt, Pipeline};
 use crate::{
     email::{AttachmentContent, EmailRequest, Envelope, Manifest, Reason, attachment},
     reload,
@@ -22,9 +22,6 @@ pub(super) struct Rendering {
     /// The words, or why there are none.
     pub(super) words: Result<Arc<Words>, (Reason, String)>,
 }
-
-/// The daemon stops before it is known which template to use.
-pub(super) struct Stopped;
 
 impl Rendering {
     pub(super) fn manifest(&self) -> Option<&Manifest> {
@@ -47,7 +44,7 @@ impl Pipeline {
         envelope: &Envelope,
         request: &EmailRequest,
         published_at: DateTime<Utc>,
-    ) -> Result<Rendering, Stopped> {
+    ) -> Result<Rendering, Halt> {
         let Some(template) = self.template_of(envelope, request).await? else {
             let error = match request.template_version {
                 Some(version) => format!("there is no version {version} of template {}", request.template_key),
@@ -55,14 +52,39 @@ impl Pipeline {
             };
             return Ok(Rendering { template: None, words: Err((Reason::UnknownTemplate, error)) });
         };
+        Ok(self.render_with(request, published_at, template).await)
+    }
+
+    /// The same without asking the database; nothing: the template is not at hand.
+    pub(super) async fn render_from_memory(
+        &self,
+        envelope: &Envelope,
+        request: &EmailRequest,
+        published_at: DateTime<Utc>,
+    ) -> Option<Rendering> {
+        let key = &request.template_key;
+        let template = match envelope.template_version.or(request.template_version) {
+            Some(version) => self.catalogue.version(key, version),
+            None => self.catalogue.active(key),
+        };
+        Some(self.render_with(request, published_at, template?).await)
+    }
+
+    async fn render_with(
+        &self,
+        request: &EmailRequest,
+        published_at: DateTime<Utc>,
+        template: Arc<CompiledTemplate>,
+    ) -> Rendering {
+        let _desk = self.quarantine.desk().await;
         let words = self
             .check_attachments(request, template.manifest())
             .map_err(|error| (Reason::BadAttachment, error))
             .and_then(|()| self.words(request, published_at, &template));
-        Ok(Rendering { template: Some(template), words: words.map(Arc::new) })
+        Rendering { template: Some(template), words: words.map(Arc::new) }
     }
 
-    fn words(
+    pub(super) fn words(
         &self,
         request: &EmailRequest,
         published_at: DateTime<Utc>,
@@ -94,16 +116,16 @@ impl Pipeline {
     }
 
     /// The version that the first claim fixed, else the pinned one, else the active one. What the catalogue does not have
-    /// may have been published a moment ago. The error: the daemon stops, so nobody knows.
-    async fn template_of(
+    /// may have been published a moment ago.
+    pub(super) async fn template_of(
         &self,
         envelope: &Envelope,
         request: &EmailRequest,
-    ) -> Result<Option<Arc<CompiledTemplate>>, Stopped> {
+    ) -> Result<Option<Arc<CompiledTemplate>>, Halt> {
         let key = &request.template_key;
         let fixed = if envelope.may_be_known() {
             // Its words are kept, but who always gets it, and its tries, are the template's to say: the same as then.
-            self.patiently(|| self.store.fixed_version(envelope.lane, request.id)).await.ok_or(Stopped)?
+            self.patiently(|| self.store.fixed_version(envelope.lane, request.id)).await?
         } else {
             None
         };
@@ -112,13 +134,13 @@ impl Pipeline {
                 if let Some(known) = self.catalogue.version(key, version) {
                     return Ok(Some(known));
                 }
-                self.patiently(|| self.store.template_version(key, version)).await.ok_or(Stopped)?
+                self.patiently(|| self.store.template_version(key, version)).await?
             }
             None => {
                 if let Some(active) = self.catalogue.active(key) {
                     return Ok(Some(active));
                 }
-                let all = self.patiently(|| self.store.active_templates()).await.ok_or(Stopped)?;
+                let all = self.patiently(|| self.store.active_templates()).await?;
                 all.into_iter().find(|t| t.key == *key)
             }
         };

@@ -12,15 +12,19 @@ use sha2::{Digest, Sha256};
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use uuid::Uuid;
 
-use super::{Fate, Pipeline};
+use super::{
+    Carried, Fate, Pipeline,
+    pending::{Pending, Tries},
+};
 use crate::{
     broker::{
         Delivery, Outgoing,
-        delivery::{COPY, CRASHES, GENERATION, PUBLISHED_AT},
+        delivery::{COPY, CRASHES, GENERATION, PENDING, PUBLISHED_AT, TEMPLATE_VERSION},
         topology,
     },
-    email::{EmailRequest, Lane, Reason, Status},
+    email::{self, EmailRequest, Lane, PayloadHash, Reason, Status},
     faults::{self, Point},
+    store::StoreError,
 };
 
 /// Longest pause between two tries to publish.
@@ -54,6 +58,22 @@ pub mod dead_letter_headers {
     pub const RECIPIENTS: &str = "x-recipients";
     /// JSON: every try, in order.
     pub const HISTORY: &str = "x-history";
+
+    /// All of them: what a replayed copy must not carry.
+    pub const ALL: [&str; 12] = [
+        REASON,
+        ERROR,
+        ATTEMPTS,
+        FIRST_AT,
+        LAST_AT,
+        LANE,
+        SETTLEMENT_ID,
+        REQUEST_ID,
+        SOURCE,
+        TEMPLATE,
+        RECIPIENTS,
+        HISTORY,
+    ];
 }
 
 /// How a delivery leaves its queue.
@@ -74,6 +94,8 @@ pub enum Settlement {
     },
     /// A dead letter.
     Dead(Box<Letter>),
+    /// A stage panicked, with these words: becomes [`Self::AfterCrash`] or a dead letter.
+    Crashed(String),
 }
 
 /// A copy that waits.
@@ -84,6 +106,10 @@ pub struct Delay {
     copy_no: i32,
     /// A new retry was decided: once the copy is confirmed, older ones are duplicates.
     supersedes: bool,
+    /// Who is still to get it, for a daemon that cannot ask the database.
+    pending: String,
+    /// The version that the first claim fixed, likewise.
+    template_version: Option<i32>,
 }
 
 /// What a dead letter says.
@@ -101,7 +127,7 @@ pub struct Letter {
 #[derive(Debug)]
 struct About {
     id: Uuid,
-    payload_hash: [u8; 32],
+    payload_hash: PayloadHash,
     source: String,
     template_key: String,
 }
@@ -110,7 +136,7 @@ impl About {
     fn of(request: &EmailRequest) -> Self {
         Self {
             id: request.id,
-            payload_hash: request.payload_hash.0,
+            payload_hash: request.payload_hash,
             source: request.source.clone(),
             template_key: request.template_key.clone(),
         }
@@ -132,24 +158,69 @@ impl Settlement {
         self
     }
 
+    /// Names a request in a dead letter whose bytes must not be read.
+    pub(super) fn about_unread(mut self, id: Uuid) -> Self {
+        if let Self::Dead(letter) = &mut self {
+            let (source, template_key) = (String::new(), String::new());
+            letter.about = Some(About { id, payload_hash: PayloadHash::UNREAD, source, template_key });
+            letter.has_rows = true;
+        }
+        self
+    }
+
+    /// The same id came with another payload.
+    pub(super) fn conflict(request: &EmailRequest, first: PayloadHash) -> Self {
+        let error =
+            format!("request_id was used before with another payload: first {first}, now {}", request.payload_hash);
+        Self::unreadable(Reason::IdempotencyConflict, error).about(request)
+    }
+
+    /// Whether the message is gone from its queue for good once this is done, or comes back as something new.
+    pub(super) const fn leaves_the_queue(&self) -> bool {
+        match self {
+            Self::Ack(_) | Self::Reroute(_) | Self::Delayed(_) | Self::Dead(_) => true,
+            Self::HandBack | Self::AfterCrash { .. } | Self::Crashed(_) => false,
+        }
+    }
+
     /// What the recipients' fates come to: while any is pending, a copy waits; then one dead letter; else an ack.
-    pub(super) fn of(fates: &[Fate], copy_no: i32, request: &EmailRequest) -> Self {
+    /// `hashes` and the version are what a copy tells a daemon that cannot ask the database.
+    pub(super) fn of(
+        fates: &[Fate],
+        hashes: &[&[u8; 32]],
+        copy_no: i32,
+        template_version: Option<i32>,
+        request: &EmailRequest,
+    ) -> Self {
         if fates.contains(&Fate::HandBack) {
             return Self::HandBack;
         }
-        let pending = fates.iter().filter_map(|fate| match fate {
-            Fate::Retry(due_in) => Some((*due_in, true)),
-            Fate::Wait(due_in) => Some((*due_in, false)),
-            Fate::Over(_) | Fate::Duplicate | Fate::Dead { .. } | Fate::HandBack => None,
+        if let Some(words) =
+            fates.iter().find_map(|fate| if let Fate::Crashed(words) = fate { Some(words) } else { None })
+        {
+            return Self::Crashed(words.clone());
+        }
+        let pending = fates.iter().zip(hashes).filter_map(|(fate, hash)| match fate {
+            Fate::Retry(due_in, tries) => Some((*due_in, true, *hash, *tries)),
+            Fate::Wait(due_in) => Some((*due_in, false, *hash, Tries::default())),
+            Fate::Over(_) | Fate::Duplicate | Fate::Dead { .. } | Fate::Crashed(_) | Fate::HandBack => None,
         });
-        let supersedes = pending.clone().any(|(_, new)| new);
-        if let Some(due_in) = pending.map(|(due_in, _)| due_in).min() {
-            let copy_no = copy_no + i32::from(supersedes);
-            return Self::Delayed(Delay { due_in, request_id: request.id, copy_no, supersedes });
+        let supersedes = pending.clone().any(|(_, new, ..)| new);
+        if let Some(due_in) = pending.clone().map(|(due_in, ..)| due_in).min() {
+            return Self::Delayed(Delay {
+                due_in,
+                request_id: request.id,
+                copy_no: copy_no + i32::from(supersedes),
+                supersedes,
+                pending: Pending::write(pending.map(|(_, _, hash, tries)| (hash, tries))),
+                template_version,
+            });
         }
         let mut dead = fates.iter().filter_map(|fate| match fate {
             Fate::Dead { recipient, reason, error, attempts } => Some((recipient, *reason, error, *attempts)),
-            Fate::Over(_) | Fate::Duplicate | Fate::Retry(_) | Fate::Wait(_) | Fate::HandBack => None,
+            Fate::Over(_) | Fate::Duplicate | Fate::Retry(..) | Fate::Wait(_) | Fate::Crashed(_) | Fate::HandBack => {
+                None
+            }
         });
         let Some((_, reason, error, attempts)) = dead.clone().max_by_key(|(_, reason, ..)| weight(*reason)) else {
             return Self::Ack(label(fates));
@@ -194,9 +265,10 @@ fn label(fates: &[Fate]) -> &'static str {
 }
 
 impl Pipeline {
-    pub(super) async fn settle(&self, delivery: Delivery, settlement: Settlement) {
+    pub(super) async fn settle(&self, delivery: Delivery, carried: Carried) {
         let lane = delivery.envelope.lane;
-        let is_ready_to_ack = match &settlement {
+        let Carried { settlement, afterwards } = carried;
+        let mut is_ready_to_ack = match &settlement {
             Settlement::Ack(label) => {
                 self.metrics.settled(lane, label);
                 tracing::debug!(settlement = label, "acknowledged");
@@ -218,10 +290,15 @@ impl Pipeline {
                 self.metrics.settled(lane, "delayed");
                 self.delay(&delivery, delay).await
             }
-            Settlement::AfterCrash { crashes } => {
+            // The last of its kind is decided where the message is known.
+            Settlement::AfterCrash { .. } | Settlement::Crashed(_) => {
                 self.metrics.settled(lane, "crashed");
+                let crashes = match &settlement {
+                    Settlement::AfterCrash { crashes } => *crashes,
+                    _ => delivery.envelope.crashes + 1,
+                };
                 let rung = self.topology.rung(lane, Duration::ZERO);
-                let extra = [(CRASHES, AMQPValue::LongInt(*crashes))];
+                let extra = [(CRASHES, AMQPValue::LongInt(crashes))];
                 let outgoing = self.copy(&delivery, topology::retry_queue(lane, rung), &extra);
                 self.publish_patiently(lane, &outgoing).await
             }
@@ -232,8 +309,11 @@ impl Pipeline {
                 self.bury(&delivery, letter).await
             }
         };
+        for entry in &afterwards {
+            is_ready_to_ack = is_ready_to_ack && self.publish_patiently(lane, entry).await;
+        }
         if !is_ready_to_ack {
-            // Dropped unacknowledged: the broker delivers it again, to a daemon that can settle it.
+            // The daemon stops: dropped unacknowledged, the broker delivers it again, to a daemon that can settle it.
             return;
         }
         faults::reached(Point::AckDue);
@@ -246,15 +326,36 @@ impl Pipeline {
     async fn delay(&self, delivery: &Delivery, delay: &Delay) -> bool {
         let lane = delivery.envelope.lane;
         let rung = self.topology.rung(lane, delay.due_in);
-        let extra = [(COPY, AMQPValue::LongInt(delay.copy_no))];
+        let mut extra = vec![
+            (COPY, AMQPValue::LongInt(delay.copy_no)),
+            (PENDING, AMQPValue::LongString(delay.pending.as_str().into())),
+        ];
+        if let Some(version) = delay.template_version {
+            extra.push((TEMPLATE_VERSION, AMQPValue::LongInt(version)));
+        }
         let outgoing = self.copy(delivery, topology::retry_queue(lane, rung), &extra);
         if !self.publish_patiently(lane, &outgoing).await {
             return false;
         }
-        if !delay.supersedes {
+        let generation = delivery.envelope.generation;
+        let settled = || self.store.settled_retry(lane, delay.request_id, generation, delay.copy_no);
+        !delay.supersedes || self.note_settled(lane, settled).await
+    }
+
+    /// Notes in the store that the broker has confirmed a copy or letter. The fast lane does not wait for a database that is
+    /// away: its journal says so, or a later delivery finds the row pending and settles it again, under the same id.
+    async fn note_settled<F, Fut>(&self, lane: Lane, call: F) -> bool
+    where
+        F: Fn() -> Fut,
+        Fut: Future<Output = Result<(), StoreError>>,
+    {
+        if lane == Lane::Fast {
+            if self.store.is_up() {
+                drop(self.patiently(call).await);
+            }
             return true;
         }
-        self.patiently(|| self.store.settled_retry(lane, delay.request_id, delay.copy_no)).await.is_some()
+        self.persistently(call).await.is_some()
     }
 
     async fn bury(&self, delivery: &Delivery, letter: &Letter) -> bool {
@@ -269,7 +370,8 @@ impl Pipeline {
         }
         match &letter.about {
             Some(about) if letter.has_rows => {
-                self.patiently(|| self.store.settled_dead(lane, about.id)).await.is_some()
+                let generation = delivery.envelope.generation;
+                self.note_settled(lane, || self.store.settled_dead(lane, about.id, generation)).await
             }
             Some(_) | None => true,
         }
@@ -294,9 +396,11 @@ impl Pipeline {
         ];
         if let Some(about) = &letter.about {
             headers.push((h::REQUEST_ID, text(&about.id.to_string())));
-            headers.push((h::SOURCE, text(&about.source)));
-            headers.push((h::TEMPLATE, text(&about.template_key)));
-            if letter.has_rows {
+            if !about.source.is_empty() {
+                headers.push((h::SOURCE, text(&about.source)));
+                headers.push((h::TEMPLATE, text(&about.template_key)));
+            }
+            if letter.has_rows && self.store.is_up() {
                 headers.push((h::HISTORY, text(&self.history(about.id).await)));
             }
         }
@@ -333,7 +437,7 @@ impl Pipeline {
     }
 
     /// Publishes for as long as it takes. False: the daemon stops first.
-    async fn publish_patiently(&self, lane: Lane, outgoing: &Outgoing) -> bool {
+    pub(super) async fn publish_patiently(&self, lane: Lane, outgoing: &Outgoing) -> bool {
         faults::reached(Point::CopyDue);
         let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(PUBLISH_PAUSE_MAX).map(jitter);
         loop {
@@ -370,17 +474,23 @@ impl Pipeline {
 }
 
 /// One failure has one id: request, payload and generation; for what is no request, the bytes and headers.
+///
+/// What has no rows has no generation that could be raised: there the time of the replay tells one failure from the next.
 fn settlement_id(delivery: &Delivery, letter: &Letter) -> Uuid {
+    let envelope = &delivery.envelope;
     let mut hash = Sha256::new();
-    if let Some(about) = &letter.about {
-        hash.update(about.id.as_bytes());
-        hash.update(about.payload_hash);
-        hash.update(delivery.envelope.generation.to_be_bytes());
-    } else {
-        hash.update(&delivery.body);
-        for (name, value) in delivery.original.headers_as_text() {
-            hash.update(name);
-            hash.update(value);
+    match (&letter.about, envelope.replayed_at) {
+        (Some(about), Some(at)) if !letter.has_rows => {
+            hash.update(email::settlement_id(about.id, about.payload_hash, envelope.generation));
+            hash.update(at.timestamp_millis().to_be_bytes());
+        }
+        (Some(about), _) => return email::settlement_id(about.id, about.payload_hash, envelope.generation),
+        (None, _) => {
+            hash.update(&delivery.body);
+            for (name, value) in delivery.original.headers_as_text() {
+                hash.update(name);
+                hash.update(value);
+            }
         }
     }
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &hash.finalize())
@@ -432,29 +542,38 @@ mod tests {
         }
     }
 
+    /// Any hashes will do.
+    fn of(fates: &[Fate], copy_no: i32) -> Settlement {
+        let hashes: Vec<[u8; 32]> = (0..fates.len()).map(|n| [u8::try_from(n).unwrap_or(0); 32]).collect();
+        Settlement::of(fates, &hashes.iter().collect::<Vec<_>>(), copy_no, Some(3), &request())
+    }
+
     fn dead(reason: Reason) -> Fate {
         Fate::Dead { recipient: "a@example.bj".into(), reason, error: "words".into(), attempts: 1 }
     }
 
     #[test]
     fn while_anybody_is_pending_one_copy_waits_until_the_earliest_is_due() {
-        let fates = [Fate::Over(Status::Sent), Fate::Retry(LATER), dead(Reason::Rejected), Fate::Wait(SOON)];
-        let Settlement::Delayed(delay) = Settlement::of(&fates, 4, &request()) else { panic!("not delayed") };
-        assert_eq!(delay, Delay { due_in: SOON, request_id: Uuid::nil(), copy_no: 5, supersedes: true });
+        let tries = Tries { attempts: 1, deferrals: 2 };
+        let fates = [Fate::Over(Status::Sent), Fate::Retry(LATER, tries), dead(Reason::Rejected), Fate::Wait(SOON)];
+        let Settlement::Delayed(delay) = of(&fates, 4) else { panic!("not delayed") };
+        assert_eq!((delay.due_in, delay.copy_no, delay.supersedes), (SOON, 5, true));
+        assert_eq!((delay.request_id, delay.template_version), (Uuid::nil(), Some(3)));
+        let pending = Pending::read(&delay.pending).expect("it reads back");
+        let left: Vec<_> = (0..4).map(|n| pending.tries(&[n; 32])).collect();
+        assert_eq!(left, [None, Some(tries), None, Some(Tries::default())], "those that are over are not named");
     }
 
     #[test]
     fn a_copy_that_came_early_waits_again_under_its_own_number() {
-        let Settlement::Delayed(delay) = Settlement::of(&[Fate::Wait(SOON)], 4, &request()) else {
-            panic!("not delayed")
-        };
+        let Settlement::Delayed(delay) = of(&[Fate::Wait(SOON)], 4) else { panic!("not delayed") };
         assert_eq!((delay.copy_no, delay.supersedes), (4, false));
     }
 
     #[test]
     fn when_nobody_is_pending_one_letter_names_all_that_failed() {
         let fates = [dead(Reason::BadAddress), Fate::Over(Status::Sent), dead(Reason::OutcomeUnknown)];
-        let Settlement::Dead(letter) = Settlement::of(&fates, 0, &request()) else { panic!("not dead") };
+        let Settlement::Dead(letter) = of(&fates, 0) else { panic!("not dead") };
         assert_eq!(letter.reason, Reason::OutcomeUnknown);
         assert_eq!(letter.recipients.as_array().map(Vec::len), Some(2));
         assert!(letter.has_rows);
@@ -463,10 +582,12 @@ mod tests {
     #[test]
     fn what_is_over_is_acknowledged_and_a_stop_hands_everything_back() {
         let over = [Fate::Duplicate, Fate::Over(Status::Sent)];
-        assert!(matches!(Settlement::of(&over, 0, &request()), Settlement::Ack("sent")));
-        assert!(matches!(Settlement::of(&[Fate::Duplicate], 0, &request()), Settlement::Ack("duplicate")));
-        let stopped = [Fate::Over(Status::Sent), Fate::HandBack, Fate::Retry(SOON)];
-        assert!(matches!(Settlement::of(&stopped, 0, &request()), Settlement::HandBack));
+        assert!(matches!(of(&over, 0), Settlement::Ack("sent")));
+        assert!(matches!(of(&[Fate::Duplicate], 0), Settlement::Ack("duplicate")));
+        let stopped = [Fate::Over(Status::Sent), Fate::HandBack, Fate::Retry(SOON, Tries::default())];
+        assert!(matches!(of(&stopped, 0), Settlement::HandBack));
+        let crashed = [Fate::Retry(SOON, Tries::default()), Fate::Crashed("boom".into())];
+        assert!(matches!(of(&crashed, 0), Settlement::Crashed(words) if words == "boom"));
     }
 
     #[test]
@@ -479,7 +600,7 @@ mod tests {
                 attempts: 1,
             })
             .collect();
-        let Settlement::Dead(letter) = Settlement::of(&many, 0, &request()) else { panic!("not dead") };
+        let Settlement::Dead(letter) = of(&many, 0) else { panic!("not dead") };
         let header = letter.recipients.to_string();
         assert!(header.len() <= HEADER_BYTES_MAX && header.len() > HEADER_BYTES_MAX - 1200);
     }

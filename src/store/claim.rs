@@ -18,7 +18,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use self::readmit::readmit;
-use super::{Store, StoreError, standing::UnknownRule, within_limit};
+use super::{Store, StoreError, limit_of, standing::UnknownRule, within};
 use crate::{
     email::{Lane, PayloadHash, Reason, Status},
     faults,
@@ -37,6 +37,10 @@ pub struct ClaimRequest {
     pub attachments: Vec<AttachmentRow>,
     /// For a row whose worker is gone.
     pub unknown: UnknownRule,
+    /// What its message's crashes are counted under.
+    pub crash_key: [u8; 32],
+    /// Crashes of its own after which it is not tried any more.
+    pub crashes_max: i32,
     /// Its rows are probably there: a redelivery, a copy, a replay, or another recipient of a request just written. They are
     /// looked for first.
     pub may_be_known: bool,
@@ -192,6 +196,8 @@ pub struct Claim {
     pub attempts: i32,
     /// How often it was put off so far.
     pub deferrals: i32,
+    /// Workers that died on this message so far.
+    pub crashes: i32,
     /// What an earlier try said; the same is said again. Nothing: what was rendered now.
     pub words: Option<Words>,
 }
@@ -215,7 +221,7 @@ impl Store {
             return Ok(admission);
         }
         loop {
-            match within_limit(self.readmit_once(request)).await {
+            match within(limit_of(request.facts.lane), self.readmit_once(request)).await {
                 Ok(Some(admission)) => return Ok(admission),
                 Ok(None) => {
                     // Known when we inserted and gone now, or a copy of a request that retention has deleted.
@@ -231,7 +237,7 @@ impl Store {
 
     async fn readmit_once(&self, request: &ClaimRequest) -> Result<Option<Admission>, StoreError> {
         let mut tx = self.pool_of(request.facts.lane).begin().await?;
-        let admission = readmit(&mut tx, request, self.worker_id).await?;
+        let admission = readmit(&mut tx, request, self.worker_id, &self.held).await?;
         if admission.is_some() && !faults::leaves_out_claim_commit() {
             tx.commit().await?;
         }
@@ -259,6 +265,7 @@ fn fresh_standing(recipient: &RecipientClaim, status: Status) -> Standing {
             message_id: recipient.message_id.clone(),
             attempts: 0,
             deferrals: 0,
+            crashes: 0,
             words: None,
         }),
         Initial::Wait => Standing::Ready,

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, replay::LetterState};
 
 /// A dead letter on its way into the archive.
 #[derive(Debug, Clone)]
@@ -60,10 +60,12 @@ pub struct DeadSummary {
     pub lane: Option<String>,
     /// SMTP attempts.
     pub attempts: Option<i32>,
-    /// waiting, replayed, discarded.
+    /// waiting, replaying, replayed, discarded.
     pub state: String,
     /// When it failed, else when it was archived.
     pub at: DateTime<Utc>,
+    /// JSON: the recipients that failed or are held, and why.
+    pub recipients: Option<String>,
 }
 
 /// A dead letter with everything that came with it.
@@ -85,7 +87,7 @@ pub struct DeadLetter {
     pub body_bytes: i32,
 }
 
-/// Which dead letters to list.
+/// Which dead letters are meant; every part that is given must match.
 #[derive(Debug, Clone, Default)]
 pub struct DeadFilter {
     /// Of this reason.
@@ -94,6 +96,14 @@ pub struct DeadFilter {
     pub template_key: Option<String>,
     /// Of this source.
     pub source: Option<String>,
+    /// In one of these states; none given: in any.
+    pub states: Vec<LetterState>,
+    /// Failed at or after this time.
+    pub since: Option<DateTime<Utc>>,
+    /// Failed before this time.
+    pub until: Option<DateTime<Utc>>,
+    /// The recipient's keyed hash.
+    pub recipient_hash: Option<[u8; 32]>,
     /// At most this many.
     pub limit: i64,
 }
@@ -137,32 +147,65 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn dead_letters(&self, filter: &DeadFilter) -> Result<(Vec<DeadSummary>, i64), StoreError> {
+        let ids = self.dead_letter_ids(filter).await?;
+        let total = i64::try_from(ids.len()).unwrap_or(i64::MAX);
+        let shown = usize::try_from(filter.limit).unwrap_or(usize::MAX);
+        let newest: Vec<Uuid> = ids.into_iter().rev().take(shown).collect();
         let items = sqlx::query_as!(
             DeadSummary,
             r#"select id, reason, error, request_id, source, template_key, lane, attempts, state,
-                coalesce(last_at, archived_at) as "at!"
-               from dead_letters
-               where ($1::text is null or reason = $1) and ($2::text is null or template_key = $2)
-                 and ($3::text is null or source = $3)
-               order by archived_at desc, id desc limit $4"#,
-            filter.reason,
-            filter.template_key,
-            filter.source,
-            filter.limit
+                coalesce(last_at, archived_at) as "at!", headers ->> 'x-recipients' as recipients
+               from dead_letters where id = any($1) order by archived_at desc, id desc"#,
+            &newest
         )
         .fetch_all(&self.pool)
         .await?;
-        let total = sqlx::query_scalar!(
-            r#"select count(*) as "n!" from dead_letters
-               where ($1::text is null or reason = $1) and ($2::text is null or template_key = $2)
-                 and ($3::text is null or source = $3)"#,
+        Ok((items, total))
+    }
+
+    /// The ids of all that match, oldest first, whatever the filter's limit.
+    ///
+    /// A recipient is found by the rows of the letter's request; of a letter that waits, only those count that failed or are
+    /// held.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn dead_letter_ids(&self, filter: &DeadFilter) -> Result<Vec<Uuid>, StoreError> {
+        let states: Vec<String> = filter.states.iter().map(|state| state.name().to_owned()).collect();
+        Ok(sqlx::query_scalar!(
+            "select d.id from dead_letters d
+             where ($1::text is null or d.reason = $1) and ($2::text is null or d.template_key = $2)
+                and ($3::text is null or d.source = $3)
+                and (cardinality($4::text[]) = 0 or d.state = any($4))
+                and ($5::timestamptz is null or coalesce(d.last_at, d.archived_at) >= $5)
+                and ($6::timestamptz is null or coalesce(d.last_at, d.archived_at) < $6)
+                and ($7::bytea is null or exists (
+                    select 1 from email_messages m where m.request_id = d.request_id and m.recipient_hash = $7
+                        and (d.state <> 'waiting' or m.status = 'failed' or m.held)))
+             order by d.archived_at, d.id",
             filter.reason,
             filter.template_key,
-            filter.source
+            filter.source,
+            &states,
+            filter.since,
+            filter.until,
+            filter.recipient_hash.as_ref().map(<[u8; 32]>::as_slice)
         )
-        .fetch_one(&self.pool)
-        .await?;
-        Ok((items, total))
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// The letters of this id: the one that has it, or all of the request that has it, oldest first.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn dead_letters_of(&self, id: Uuid) -> Result<Vec<Uuid>, StoreError> {
+        Ok(sqlx::query_scalar!(
+            "select id from dead_letters where id = $1 or request_id = $1 order by archived_at, id",
+            id
+        )
+        .fetch_all(&self.pool)
+        .await?)
     }
 
     /// One dead letter, by its id or by its request's (the newest of it).
@@ -172,7 +215,8 @@ impl Store {
     pub async fn dead_letter(&self, id: Uuid) -> Result<Option<DeadLetter>, StoreError> {
         let row = sqlx::query!(
             r#"select id, reason, error, request_id, source, template_key, lane, attempts, state,
-                coalesce(last_at, archived_at) as "at!", routing_key, first_at, properties, headers, body, body_bytes
+                coalesce(last_at, archived_at) as "at!", headers ->> 'x-recipients' as recipients, routing_key, first_at,
+                properties, headers, body, body_bytes
                from dead_letters where id = $1 or request_id = $1 order by archived_at desc limit 1"#,
             id
         )
@@ -190,6 +234,7 @@ impl Store {
                 attempts: row.attempts,
                 state: row.state,
                 at: row.at,
+                recipients: row.recipients,
             },
             routing_key: row.routing_key,
             first_at: row.first_at,

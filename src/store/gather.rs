@@ -4,16 +4,23 @@
 //! a busy one pays for few commits.
 //! Invariant: a row that the database refuses is found by halving the batch; its neighbours are committed.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{StoreError, within_limit};
+use super::{StoreError, within};
 
 /// Rows in one statement at most: beyond this a batch only takes longer.
 const BATCH_MAX: usize = 128;
 /// Times that a batch is repeated after a deadlock or serialisation failure before its callers are told to wait.
 const REPEATS_MAX: usize = 10;
+
+/// A batch that failed sooner than this is asked for once more.
+const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(1);
 
 type Reply<O> = oneshot::Sender<Result<O, StoreError>>;
 
@@ -28,7 +35,7 @@ where
     O: Send + 'static,
 {
     /// Starts the task that runs `run` on every batch; `run` answers in the order of the batch.
-    pub(super) fn start<F, Fut>(run: F) -> Self
+    pub(super) fn start<F, Fut>(limit: Duration, run: F) -> Self
     where
         F: Fn(Arc<Vec<I>>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Vec<O>, StoreError>> + Send,
@@ -38,7 +45,7 @@ where
             let mut taken = Vec::with_capacity(BATCH_MAX);
             while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
                 let (rows, replies): (Vec<I>, Vec<Reply<O>>) = taken.drain(..).unzip();
-                commit(&run, rows, replies).await;
+                commit(limit, &run, rows, replies).await;
             }
         });
         Self { queue }
@@ -53,7 +60,7 @@ where
     }
 }
 
-async fn commit<I, O, F, Fut>(run: &F, rows: Vec<I>, replies: Vec<Reply<O>>)
+async fn commit<I, O, F, Fut>(limit: Duration, run: &F, rows: Vec<I>, replies: Vec<Reply<O>>)
 where
     F: Fn(Arc<Vec<I>>) -> Fut,
     Fut: Future<Output = Result<Vec<O>, StoreError>>,
@@ -62,7 +69,7 @@ where
     let mut parts = VecDeque::from([(rows, replies)]);
     while let Some((rows, replies)) = parts.pop_front() {
         let rows = Arc::new(rows);
-        let answer = run_repeating(run, &rows).await;
+        let answer = run_repeating(limit, run, &rows).await;
         match answer {
             Ok(answers) => {
                 debug_assert_eq!(answers.len(), replies.len(), "one answer a row");
@@ -88,14 +95,22 @@ where
     }
 }
 
-async fn run_repeating<I, O, F, Fut>(run: &F, rows: &Arc<Vec<I>>) -> Result<Vec<O>, StoreError>
+async fn run_repeating<I, O, F, Fut>(limit: Duration, run: &F, rows: &Arc<Vec<I>>) -> Result<Vec<O>, StoreError>
 where
     F: Fn(Arc<Vec<I>>) -> Fut,
     Fut: Future<Output = Result<Vec<O>, StoreError>>,
 {
     let mut repeats = 0;
+    let mut may_ask_again = true;
     loop {
-        match within_limit(run(Arc::clone(rows))).await {
+        let began = Instant::now();
+        match within(limit, run(Arc::clone(rows))).await {
+            // One connection that broke is no database that is away: the next one may do. Rows know themselves again by
+            // their tokens, so asking again is safe.
+            Err(StoreError::Away(why)) if may_ask_again && began.elapsed() < ASK_AGAIN_WITHIN => {
+                may_ask_again = false;
+                tracing::debug!(why, "asking the database once more");
+            }
             Err(StoreError::Repeat(why)) if repeats < REPEATS_MAX => {
                 repeats += 1;
                 tracing::debug!(why, repeats, "repeating a batch");
@@ -122,13 +137,15 @@ fn fail<O>(replies: Vec<Reply<O>>, error: &StoreError) {
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(10);
+
     fn refused() -> StoreError {
         StoreError::Data { sqlstate: "22021".into(), message: "invalid byte sequence".into() }
     }
 
     #[tokio::test]
     async fn one_bad_row_fails_alone() {
-        let gatherer = Arc::new(Gatherer::start(|rows: Arc<Vec<i32>>| async move {
+        let gatherer = Arc::new(Gatherer::start(LIMIT, |rows: Arc<Vec<i32>>| async move {
             if rows.contains(&13) { Err(refused()) } else { Ok(rows.iter().map(|n| n * 2).collect()) }
         }));
         let calls = (0..100).map(|n| {
@@ -149,7 +166,7 @@ mod tests {
     async fn a_deadlock_is_repeated_and_nobody_notices() {
         let tries = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let counted = Arc::clone(&tries);
-        let gatherer = Gatherer::start(move |rows: Arc<Vec<i32>>| {
+        let gatherer = Gatherer::start(LIMIT, move |rows: Arc<Vec<i32>>| {
             let first = counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
             async move { if first { Err(StoreError::Repeat("40P01".into())) } else { Ok(rows.to_vec()) } }
         });

@@ -1,7 +1,8 @@
 //! Outcomes and settlements: what became of a try, and what the broker has confirmed since.
 //!
-//! Invariant: an outcome is recorded only under the token of the claim it belongs to. A worker that lost its lease, and
-//! whose row somebody else has taken, records nothing.
+//! Invariant: an outcome is recorded only under the token of the claim it belongs to. What a worker that lost its lease has to
+//! tell is merged where it settles an unknown outcome (the relay has the mail after all), and is a line of the timeline
+//! where somebody else has taken the row; it never makes a second send.
 
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::email::{Lane, Phase, Reason, Reply};
+
+/// In the timeline, beside what a worker found out whose row somebody else had taken.
+const LATE: &str = "told by a daemon whose lease had run out, when somebody else had taken the mail over";
 
 /// Where a try leaves the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +43,14 @@ pub enum NewStatus {
         /// Why.
         reason: Reason,
     },
+}
+
+impl NewStatus {
+    /// Whether it leaves nothing to be settled: no copy, no dead letter.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        matches!(self, Self::Sent { .. })
+    }
 }
 
 /// The outcome of one try, ready to be written.
@@ -84,14 +96,26 @@ impl Store {
 
     /// Notes that the broker confirmed retry copy `copy_no` of a request: older copies are duplicates from now on.
     ///
+    /// Copies count anew in each generation: a request that was replayed meanwhile hears nothing of this, or its new copy
+    /// would be taken for an old one.
+    ///
     /// # Errors
     /// When the database is away.
-    pub async fn settled_retry(&self, lane: Lane, request_id: Uuid, copy_no: i32) -> Result<(), StoreError> {
+    pub async fn settled_retry(
+        &self,
+        lane: Lane,
+        request_id: Uuid,
+        generation: i32,
+        copy_no: i32,
+    ) -> Result<(), StoreError> {
         sqlx::query!(
-            "with r as (update email_requests set copy_no = greatest(copy_no, $2) where id = $1)
-             update email_messages set settlement = 'done'
-             where request_id = $1 and settlement = 'pending' and (status = 'queued' or status = 'unknown' and not held)",
+            "with r as (
+                update email_requests set copy_no = greatest(copy_no, $3) where id = $1 and generation <= $2 returning id)
+             update email_messages m set settlement = 'done' from r
+             where m.request_id = r.id and m.settlement = 'pending'
+                and (m.status = 'queued' or m.status = 'unknown' and not m.held)",
             request_id,
+            generation,
             copy_no
         )
         .execute(self.pool_of(lane))
@@ -99,14 +123,17 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that the broker confirmed the dead letter of a request: nothing is owed any more.
+    /// Notes that the broker confirmed the dead letter of a request: nothing is owed any more, unless it was replayed
+    /// meanwhile, and owes another one.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn settled_dead(&self, lane: Lane, request_id: Uuid) -> Result<(), StoreError> {
+    pub async fn settled_dead(&self, lane: Lane, request_id: Uuid, generation: i32) -> Result<(), StoreError> {
         sqlx::query!(
-            "update email_messages set settlement = 'done' where request_id = $1 and settlement = 'pending'",
-            request_id
+            "update email_messages m set settlement = 'done' from email_requests r
+             where r.id = $1 and r.generation <= $2 and m.request_id = r.id and m.settlement = 'pending'",
+            request_id,
+            generation
         )
         .execute(self.pool_of(lane))
         .await?;
@@ -143,7 +170,8 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
                 sent_at = o.sent_at,
                 updated_at = now()
             from outcome o
-            where m.id = o.id and m.token = o.token and m.status = 'sending'
+            where m.id = o.id and m.token = o.token
+                and (m.status = 'sending' or m.status = 'unknown' and o.status = 'sent')
             returning m.id, m.attempts
         ), line as (
             insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text,
@@ -187,8 +215,30 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
         .fetch_all(pool)
         .await?;
         recorded.extend(ours);
+        for late in batch.iter().filter(|row| !recorded.contains(&row.id)) {
+            tell_late(pool, late).await?;
+        }
     }
     Ok(batch.iter().map(|row| if recorded.contains(&row.id) { Finish::Recorded } else { Finish::LeaseLost }).collect())
+}
+
+/// Somebody else has the row, and decides; but what this worker knows, an operator shall see.
+async fn tell_late(pool: &PgPool, row: &OutcomeRow) -> Result<(), StoreError> {
+    sqlx::query!(
+        "insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text, relay_message_id, error)
+         select id, $2, attempts, $3, $4, $5, $6, $7, $8 from email_messages where id = $1",
+        row.id,
+        row.kind,
+        row.relay,
+        row.phase.map(Phase::name),
+        row.reply.as_ref().and_then(|r| i16::try_from(r.code).ok()),
+        row.reply.as_ref().map(|r| r.text.clone()),
+        row.reply.as_ref().and_then(|r| r.relay_message_id().map(str::to_owned)),
+        LATE
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
 }
 
 #[derive(Default)]

@@ -22,6 +22,8 @@ pub struct RowFacts {
     pub due_in: Duration,
     /// The daemon that claimed it still renews its lease.
     pub lease_live: bool,
+    /// The claim on it is one of ours that was given up before the first SMTP byte.
+    pub given_up: bool,
     /// The claim on it is the very one being made: its commit was lost on the wire.
     pub own_token: bool,
     /// A retry copy or dead letter is owed.
@@ -59,6 +61,9 @@ pub enum Finding {
 #[must_use]
 pub fn decide(row: &RowFacts, rule: UnknownRule) -> Finding {
     match row.status {
+        // Nothing was sent under it: the row is as it was before.
+        Status::Sending if row.given_up && row.expired => Finding::NowExpired,
+        Status::Sending if row.given_up => Finding::Claimable,
         Status::Queued if row.expired => Finding::NowExpired,
         Status::Queued if row.due_in > Duration::ZERO => Finding::NotDue(row.due_in),
         Status::Queued => Finding::Claimable,
@@ -104,6 +109,7 @@ mod tests {
             status,
             due_in: Duration::ZERO,
             lease_live: false,
+            given_up: false,
             own_token: false,
             settlement_pending: false,
             held: false,
@@ -124,6 +130,8 @@ mod tests {
             (RowFacts { expired: true, ..row(Status::Queued) }, Finding::NowExpired),
             (RowFacts { own_token: true, lease_live: true, ..row(Status::Sending) }, Finding::OwnClaim),
             (RowFacts { lease_live: true, ..row(Status::Sending) }, Finding::Busy),
+            (RowFacts { given_up: true, lease_live: true, ..row(Status::Sending) }, Finding::Claimable),
+            (RowFacts { given_up: true, expired: true, ..row(Status::Sending) }, Finding::NowExpired),
             (row(Status::Sending), Finding::Claimable),
             (RowFacts { expired: true, ..row(Status::Sending) }, Finding::NowHeld),
             (RowFacts { settlement_pending: true, ..row(Status::Failed) }, Finding::Owed),
@@ -145,5 +153,7 @@ mod tests {
         assert_eq!(decide(&lost, rule(UnknownPolicy::Hold, MINUTE)), Finding::NowHeld);
         let waited = row(Status::Unknown);
         assert_eq!(decide(&waited, rule(UnknownPolicy::Resend, MINUTE)), Finding::Claimable);
+        let given_up = RowFacts { given_up: true, lease_live: true, ..lost };
+        assert_eq!(decide(&given_up, rule(UnknownPolicy::Hold, MINUTE)), Finding::Claimable, "nothing was sent");
     }
 }

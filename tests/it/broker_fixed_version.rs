@@ -8,7 +8,7 @@ use crate::support::{
     daemon::ADMIN_TOKEN,
     installation::Installation,
     relay::{Act, Rule},
-    requests::{incident, templates_dir},
+    requests::{copy_folder, incident, templates_dir},
     wait::until,
 };
 
@@ -24,7 +24,7 @@ async fn a_retry_keeps_its_words_and_its_recipients_when_the_template_changes_me
     .await;
 
     let changed = tempfile::tempdir().expect("a folder");
-    copy(&templates_dir(), changed.path());
+    copy_folder(&templates_dir(), changed.path());
     let folder = changed.path().join("incident_alert_critical");
     let manifest = fs::read_to_string(folder.join("manifest.toml")).expect("a manifest");
     fs::write(folder.join("manifest.toml"), manifest.replace("\"noc@rgz.bj\"", "")).expect("written");
@@ -45,17 +45,4 @@ async fn a_retry_keeps_its_words_and_its_recipients_when_the_template_changes_me
     assert_eq!(rows.len(), 1, "nobody else gets what is published now");
     assert!(post.mails(3).await[2].subject.starts_with("Autre sujet"));
     post.finish().await;
-}
-
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            fs::create_dir(&target).expect("made");
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), &target).expect("copied");
-        }
-    }
 }

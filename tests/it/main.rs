@@ -42,6 +42,14 @@ mod broker_lost_connection;
 
 mod broker_database_away;
 
+mod broker_incident_without_database;
+
+mod broker_lost_lease;
+
+mod broker_lost_consumer;
+
+mod broker_poison;
+
 mod broker_relay_away;
 
 mod broker_stopped_daemon;
@@ -63,3 +71,9 @@ mod broker_one_connection;
 mod broker_suppressed;
 
 mod broker_readme_program;
+
+mod broker_replay;
+
+mod broker_replay_cut_off;
+
+mod broker_replay_plan;

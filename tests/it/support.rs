@@ -35,6 +35,9 @@ pub mod installation;
 /// A line to the broker that can be cut.
 pub mod proxy;
 
+/// A line to the broker that loses what it is told to.
+pub mod frames;
+
 /// Waiting for something to become true.
 pub mod wait;
 

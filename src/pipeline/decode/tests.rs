@@ -22,7 +22,10 @@ fn envelope(content_type: &str) -> Envelope {
         copy_no: 0,
         is_copy: false,
         crashes: 0,
+        pending: None,
+        template_version: None,
         redelivered: false,
+        replayed_at: None,
         traceparent: None,
         tracestate: None,
     }

@@ -9,7 +9,8 @@ use super::{Admission, Claim, ClaimRequest, Initial, Standing, Words, status_of}
 use crate::{
     email::{PayloadHash, Reason, Status},
     store::{
-        StoreError,
+        StoreError, crashes,
+        held::{HeldClaims, OwnClaim},
         standing::{self, Finding, RowFacts},
     },
 };
@@ -19,6 +20,7 @@ pub(super) async fn readmit(
     tx: &mut PgConnection,
     request: &ClaimRequest,
     worker_id: Uuid,
+    held: &HeldClaims,
 ) -> Result<Option<Admission>, StoreError> {
     let facts = &request.facts;
     let Some(known) = sqlx::query!(
@@ -35,12 +37,14 @@ pub(super) async fn readmit(
         let stored = <[u8; 32]>::try_from(known.payload_hash).unwrap_or_default();
         return Ok(Some(Admission::Conflict { stored: PayloadHash(stored) }));
     }
-    if facts.generation < known.generation || facts.copy_no < known.copy_no {
+    // Copies count anew in each generation. A higher generation than the row's is no replay of ours, which raises the row
+    // before it publishes: whatever made it (a producer's own header, a database that was put back), its rows decide.
+    if (facts.generation, facts.copy_no) < (known.generation, known.copy_no) {
         return Ok(Some(Admission::OldCopy));
     }
     let asked: Vec<Vec<u8>> = request.recipients.iter().map(|r| r.recipient_hash.to_vec()).collect();
     let rows = sqlx::query!(
-        r#"select m.id, m.recipient_hash, m.status, m.held, m.token, m.message_id, m.attempts, m.deferrals, m.reason,
+        r#"select m.id, m.recipient_hash, m.status, m.held, m.token, m.worker_id, m.message_id, m.attempts, m.deferrals, m.reason,
             m.error_message, m.subject, m.html_content, m.text_content, m.settlement = 'pending' as "settlement_pending!",
             coalesce(extract(epoch from m.due_at - now()), 0)::float8 as "due_in!",
             coalesce(w.lease_until > now(), false) as "lease_live!", s.reason as "suppressed?"
@@ -55,6 +59,8 @@ pub(super) async fn readmit(
     .fetch_all(&mut *tx)
     .await?;
     let mut standings = Vec::with_capacity(request.recipients.len());
+    // Counted once a delivery, however many of its mails were on their way.
+    let mut crashed = None;
     for recipient in &request.recipients {
         let Some(row) = rows.iter().find(|row| row.recipient_hash == recipient.recipient_hash) else {
             // The first claim fixed who gets it: somebody added to the template since is not of this request.
@@ -66,16 +72,26 @@ pub(super) async fn readmit(
             Initial::Wait | Initial::NotBefore(_) | Initial::Fail(..) | Initial::Expired => None,
         };
         let status = status_of(&row.status)?;
+        let own_token = wanted.is_some() && row.token == wanted;
+        // Our own lease proves nothing about a claim that none of our workers carries.
+        let own = row.token.filter(|_| row.worker_id == Some(worker_id)).map(|token| held.state(token));
         let row_facts = RowFacts {
             status,
             due_in: Duration::try_from_secs_f64(row.due_in).unwrap_or_default(),
-            lease_live: row.lease_live,
-            own_token: wanted.is_some() && row.token == wanted,
+            lease_live: row.lease_live && own != Some(OwnClaim::Lost),
+            given_up: own == Some(OwnClaim::GivenUp),
+            own_token,
             settlement_pending: row.settlement_pending,
             held: row.held,
             expired: known.expired,
         };
         let finding = standing::decide(&row_facts, request.unknown);
+        let lost_worker =
+            status == Status::Sending && !row_facts.lease_live && !row_facts.given_up && !row_facts.own_token;
+        if lost_worker && crashed.is_none() {
+            crashed = Some(crashes::count_lost_lease(tx, &request.crash_key).await?);
+        }
+        let is_poison = lost_worker && crashed.is_some_and(|c| c.alone >= request.crashes_max);
         let words = match (&row.subject, &row.html_content, &row.text_content) {
             (Some(subject), Some(html), Some(text)) => {
                 Some(Words { subject: subject.clone(), html: html.clone(), text: text.clone() })
@@ -88,9 +104,14 @@ pub(super) async fn readmit(
             message_id: row.message_id.clone(),
             attempts: row.attempts,
             deferrals: row.deferrals,
+            crashes: crashed.map_or(0, |c| c.crashes),
             words: words.clone(),
         };
         let standing = match (finding, &recipient.initial) {
+            (Finding::Claimable | Finding::NowUnknown(_), _) if is_poison => {
+                fail_row(tx, row.id, Reason::Poison, DEADLY).await?;
+                Standing::Failed { reason: Reason::Poison, error: DEADLY.to_owned(), attempts: row.attempts }
+            }
             // Nothing was rendered, neither now nor earlier: it fails as it would have when new.
             (Finding::Claimable, Initial::Fail(reason, error)) if words.is_none() => {
                 fail_row(tx, row.id, *reason, error).await?;
@@ -110,8 +131,10 @@ pub(super) async fn readmit(
             (Finding::OwnClaim, Initial::Claim(token)) => Standing::Claimed(claim(*token)),
             (Finding::Claimable, Initial::Claim(token)) => {
                 let fresh = if words.is_none() { recipient.words.as_deref() } else { None };
-                let lost_worker = status == Status::Sending;
                 take_row(tx, row.id, *token, worker_id, fresh, facts.template_version, lost_worker).await?;
+                if fresh.is_some() {
+                    fix_version(tx, facts.id, facts.template_version).await?;
+                }
                 Standing::Claimed(claim(*token))
             }
             (Finding::Claimable | Finding::OwnClaim, _) => Standing::Ready,
@@ -147,6 +170,7 @@ pub(super) async fn readmit(
 
 /// How soon a mail is looked at again whose time has come by the database's clock only.
 const CLOCK_SKEW: Duration = Duration::from_secs(1);
+const DEADLY: &str = "the daemon died each time it sent this mail and did nothing else; the relay may have accepted it";
 const LOST_WORKER: &str = "the daemon that was sending it is gone; the relay may or may not have accepted it";
 
 async fn take_row(
@@ -186,6 +210,18 @@ async fn take_row(
     Ok(())
 }
 
+/// The first claim after a replay fixes the version anew, for every later try and every other recipient.
+async fn fix_version(tx: &mut PgConnection, request_id: Uuid, version: Option<i32>) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update email_requests set template_version = $2 where id = $1 and template_version is null",
+        request_id,
+        version
+    )
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
 async fn fail_row(tx: &mut PgConnection, id: Uuid, reason: Reason, error: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "update email_messages set status = 'failed', settlement = 'pending', reason = $2, error_message = $3,
@@ -202,7 +238,8 @@ async fn fail_row(tx: &mut PgConnection, id: Uuid, reason: Reason, error: &str) 
 /// Waits for feedback (`wait`), or is left to an operator.
 async fn mark_unknown(tx: &mut PgConnection, id: Uuid, wait: Option<Duration>) -> Result<(), StoreError> {
     sqlx::query!(
-        "update email_messages set status = 'unknown', held = $2::float8 is null, settlement = 'pending', token = null,
+        // The token stays: should its worker be alive after all, what it has to tell is known by it.
+        "update email_messages set status = 'unknown', held = $2::float8 is null, settlement = 'pending',
             due_at = now() + make_interval(secs => $2::float8), reason = $3, error_message = $4, updated_at = now()
          where id = $1",
         id,

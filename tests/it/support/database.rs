@@ -1,4 +1,4 @@
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use postrider::{config::StoreConfig, store::Store};
 use secrecy::SecretString;
@@ -43,6 +43,22 @@ impl Database {
     }
 }
 
+impl Database {
+    /// A store of its own, as a daemon has one.
+    pub fn store(&self) -> Arc<Store> {
+        Store::new(&config(&self.url), Duration::from_secs(30)).expect("a store")
+    }
+}
+
+fn config(url: &str) -> StoreConfig {
+    StoreConfig {
+        url: SecretString::from(url),
+        connections_max: 1,
+        fast_connections_max: 1,
+        hash_key: SecretString::from(HASH_KEY),
+    }
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
         let (name, admin_url) = (self.name.clone(), self.admin_url.clone());
@@ -77,13 +93,7 @@ async fn template(admin_url: &Url) -> String {
         let unfinished = format!("{name}_new");
         run(&mut admin, format!("drop database if exists {unfinished} with (force)")).await;
         run(&mut admin, format!("create database {unfinished}")).await;
-        let config = StoreConfig {
-            url: SecretString::from(named(admin_url, &unfinished)),
-            connections_max: 1,
-            fast_connections_max: 1,
-            hash_key: SecretString::from(HASH_KEY),
-        };
-        let store = Store::new(&config, Duration::from_secs(30)).expect("a store");
+        let store = Store::new(&config(&named(admin_url, &unfinished)), Duration::from_secs(30)).expect("a store");
         store.migrate().await.expect("the migrations apply");
         store.close().await;
         // Only what is whole gets the name that others look for.

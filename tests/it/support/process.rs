@@ -66,6 +66,11 @@ impl DaemonProcess {
         status.expect("it has ended")
     }
 
+    /// Whether it has come to an end by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is ours").is_some()
+    }
+
     /// What it has logged, for a failing test's message.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path().join("log")).unwrap_or_default()

@@ -1,4 +1,9 @@
-use std::{collections::HashMap, path::PathBuf, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use bytes::Bytes;
 use postrider::{
@@ -11,6 +16,20 @@ use uuid::Uuid;
 /// The folder of the templates.
 pub fn templates_dir() -> PathBuf {
     concat!(env!("CARGO_MANIFEST_DIR"), "/templates").into()
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            fs::create_dir(&target).expect("made");
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).expect("copied");
+        }
+    }
 }
 
 /// Every template of the repository.

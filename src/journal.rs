@@ -1,0 +1,214 @@
+//! The journal of the fast lane: entries travel through `email.audit`, and are written into the audit when the database is back.
+//!
+//! Invariant: an entry is acknowledged after it is committed, and committed once however often it arrives.
+//! Invariant: whoever comes back to a database writes the journal first, one daemon at a time; lanes go on when it is empty.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+use tokio_retry::strategy::{ExponentialBackoff, jitter};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    broker::{BrokerError, Drawer, Drawn, Outgoing, Publisher, topology},
+    email::Reason,
+    pipeline::dead_letter_headers as h,
+    store::{
+        Store, StoreError, StoreHealth,
+        journal::{Entry, JournalLock, ReceivedEntry},
+    },
+};
+
+/// AMQP `type` of an entry.
+const ENTRY_TYPE: &str = "postrider.journal.v1";
+/// Entries written in one transaction.
+const BATCH_MAX: usize = 64;
+/// How often a daemon looks whether another one, cut off from its database, has left entries.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Longest pause while the broker cannot be asked.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// An entry on its way to `email.audit`; the files' bytes go with the first entry of a request only.
+#[must_use]
+pub fn outgoing(entry: &Entry, files: &[&[u8]]) -> Outgoing {
+    // JSON written without line breaks, one line; behind it the files as they are.
+    let mut body = serde_json::to_vec(entry).unwrap_or_default();
+    body.push(b'\n');
+    for file in files {
+        body.extend_from_slice(file);
+    }
+    let mut headers = FieldTable::default();
+    headers.insert(FILES.into(), AMQPValue::Boolean(!files.is_empty()));
+    let properties = BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_type(ENTRY_TYPE.into())
+        .with_message_id(entry.id.to_string().into())
+        .with_headers(headers);
+    Outgoing { exchange: String::new(), routing_key: topology::AUDIT.to_owned(), properties, body: Bytes::from(body) }
+}
+
+/// Says that the files' bytes follow the entry.
+const FILES: &str = "x-files";
+
+fn read(body: &[u8], has_files: bool) -> Option<ReceivedEntry> {
+    let end = body.iter().position(|byte| *byte == b'\n')?;
+    let entry: Entry = serde_json::from_slice(&body[..end]).ok()?;
+    let mut rest = &body[end + 1..];
+    let mut files = Vec::new();
+    if has_files {
+        for attachment in &entry.attachments {
+            let (file, behind) = rest.split_at_checked(usize::try_from(attachment.size_bytes).ok()?)?;
+            files.push(file.to_vec());
+            rest = behind;
+        }
+    }
+    rest.is_empty().then_some(ReceivedEntry { entry, files })
+}
+
+/// Why the journal could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The database is away again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The broker is away.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// Writes the journal.
+pub struct Journal {
+    /// Where it is written.
+    pub store: Arc<Store>,
+    /// Where it comes from.
+    pub drawer: Drawer,
+    /// For entries that can never be written.
+    pub publisher: Arc<Publisher>,
+}
+
+impl Journal {
+    /// Writes the journal whenever the database has come back, and whatever other daemons leave, until `stop`.
+    pub async fn keep(self, stop: CancellationToken) {
+        let mut health = self.store.health();
+        loop {
+            let is_behind = tokio::select! {
+                () = stop.cancelled() => return,
+                behind = health.wait_for(|health| matches!(health, StoreHealth::CatchingUp)) => behind.is_ok(),
+                () = tokio::time::sleep(LOOK_EVERY) => false,
+            };
+            if !is_behind && !self.store.is_up() {
+                continue;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.write_patiently() => {}
+            }
+        }
+    }
+
+    /// Writes all of it, for as long as the database is there; a broker that is away is waited for.
+    async fn write_patiently(&self) {
+        let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(PAUSE_MAX).map(jitter);
+        loop {
+            match self.write_all().await {
+                Ok(0) => return self.store.caught_up(),
+                Ok(written) => {
+                    tracing::info!(entries = written, "wrote the fast lane's journal into the audit");
+                }
+                Err(JournalError::Store(error)) => {
+                    if self.store.is_up() {
+                        self.store.note_away(&error);
+                    } else {
+                        self.store.fell_behind(&error);
+                    }
+                    return;
+                }
+                Err(JournalError::Broker(error)) => {
+                    tracing::warn!(%error, "cannot ask the broker for the fast lane's journal");
+                    tokio::time::sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
+                }
+            }
+        }
+    }
+
+    /// Writes what is there, and says how much that was. Nobody else writes meanwhile.
+    ///
+    /// # Errors
+    /// When database or broker go away; what was not written stays in its queue.
+    pub async fn write_all(&self) -> Result<usize, JournalError> {
+        if self.drawer.depth(topology::AUDIT).await? == 0 && self.store.is_up() {
+            return Ok(0);
+        }
+        let mut lock = self.store.lock_journal().await?;
+        let written = self.write_under(&mut lock).await;
+        self.store.unlock_journal(lock).await;
+        written
+    }
+
+    async fn write_under(&self, lock: &mut JournalLock) -> Result<usize, JournalError> {
+        let mut written = 0;
+        loop {
+            let drawn = self.drawer.draw(topology::AUDIT, BATCH_MAX).await?;
+            if drawn.is_empty() {
+                return Ok(written);
+            }
+            written += drawn.len();
+            self.write_batch(lock, drawn).await?;
+        }
+    }
+
+    async fn write_batch(&self, lock: &mut JournalLock, drawn: Vec<Drawn>) -> Result<(), JournalError> {
+        let (mut sound, mut taken) = (Vec::new(), Vec::new());
+        for one in drawn {
+            match read(&one.body, one.flag(FILES)) {
+                Some(entry) => {
+                    sound.push(entry);
+                    taken.push(one);
+                }
+                None => self.set_aside(one, "not an entry of the journal").await?,
+            }
+        }
+        match self.store.apply_journal(lock, &sound).await {
+            Ok(()) => {}
+            // One of them cannot be stored: each by itself, so that only that one is set aside.
+            Err(StoreError::Data { .. } | StoreError::Repeat(_)) => {
+                for (entry, one) in sound.iter().zip(taken) {
+                    match self.store.apply_journal(lock, std::slice::from_ref(entry)).await {
+                        Ok(()) => one.ack().await?,
+                        Err(error @ StoreError::Data { .. }) => self.set_aside(one, &error.to_string()).await?,
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        for one in taken {
+            one.ack().await?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is thrown away: what cannot be written becomes a dead letter.
+    async fn set_aside(&self, one: Drawn, why: &str) -> Result<(), JournalError> {
+        tracing::error!(why, "an entry of the journal cannot be written; it becomes a dead letter");
+        let text = |value: &str| AMQPValue::LongString(value.into());
+        let mut headers = FieldTable::default();
+        headers.insert(h::REASON.into(), text(Reason::Malformed.name()));
+        headers.insert(h::ERROR.into(), text(&format!("an entry of {}: {why}", topology::AUDIT)));
+        let properties =
+            BasicProperties::default().with_delivery_mode(2).with_type(ENTRY_TYPE.into()).with_headers(headers);
+        let letter = Outgoing {
+            exchange: topology::DEAD.to_owned(),
+            routing_key: topology::AUDIT.to_owned(),
+            properties,
+            body: one.body.clone(),
+        };
+        self.publisher.publish(&letter).await?;
+        Ok(one.ack().await?)
+    }
+}

@@ -1,0 +1,348 @@
+//! Messages under suspicion: worked on alone, so that what takes the daemon down is found, and its neighbours are not blamed.
+//!
+//! A message that comes back although no row explains it, for the second time, is *rehearsed* before it goes its way: decoded,
+//! rendered and built while no other message is. A mail whose worker died twice while it was sent is sent alone. Both are
+//! written down before they begin (`Store::alone_begins`); what is never taken back was the message's own crash.
+//!
+//! Invariant: nobody waits long for a suspect. A rehearsal is as short as a rendering; beside a mail that is sent alone
+//! others wait [`BESIDE_WAIT_MAX`] at most, and then it does not count as alone.
+
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::Utc;
+use futures_util::FutureExt;
+use tokio::{
+    sync::{RwLock, RwLockReadGuard, watch},
+    time::{Instant, timeout, timeout_at},
+};
+use uuid::Uuid;
+
+use super::{CRASHES_MAX, Pipeline, decode, settle::Settlement};
+use crate::{
+    broker::Delivery,
+    email::{Lane, Reason, identity::row_id},
+    store::{Crashes, StoreError},
+};
+
+/// How long the store may take while everybody waits for a rehearsal.
+const NOTE_MAX: Duration = Duration::from_secs(2);
+/// From this crash on a message is worked on alone.
+const ALONE_FROM: i32 = 2;
+/// How long a mail that is to be sent alone waits for those that are on the wire.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How long others wait for a mail that is sent alone.
+const BESIDE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Who is at work, and whether somebody needs to be alone.
+pub struct Quarantine {
+    drain_max: Duration,
+    beside_wait_max: Duration,
+    /// Held by whoever decodes, renders or builds; exclusively by a rehearsal.
+    desk: RwLock<()>,
+    wire: watch::Sender<Wire>,
+    /// Redeliveries counted while the store was away.
+    remembered: Mutex<HashMap<[u8; 32], i32>>,
+}
+
+#[derive(Debug, Default)]
+struct Wire {
+    /// Mails being sent.
+    busy: usize,
+    /// Somebody is alone, or waits to be.
+    is_claimed: bool,
+    /// Somebody else has come beside who is alone.
+    is_disturbed: bool,
+}
+
+/// A mail on the wire; not there any more when it is dropped.
+pub(super) struct OnWire<'a> {
+    wire: &'a watch::Sender<Wire>,
+    is_alone: bool,
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self {
+            drain_max: DRAIN_MAX,
+            beside_wait_max: BESIDE_WAIT_MAX,
+            desk: RwLock::new(()),
+            wire: watch::Sender::new(Wire::default()),
+            remembered: Mutex::default(),
+        }
+    }
+}
+
+impl Quarantine {
+    /// For work on the processor: beside others, but never beside a rehearsal.
+    pub(super) async fn desk(&self) -> RwLockReadGuard<'_, ()> {
+        self.desk.read().await
+    }
+
+    /// For sending: beside others. Waits a moment for who is alone.
+    pub(super) async fn beside(&self) -> OnWire<'_> {
+        let mut changes = self.wire.subscribe();
+        // The sender lives in self, so only the time can run out.
+        let _ = timeout(self.beside_wait_max, changes.wait_for(|wire| !wire.is_claimed || wire.is_disturbed)).await;
+        self.wire.send_modify(|wire| {
+            wire.busy += 1;
+            wire.is_disturbed |= wire.is_claimed;
+        });
+        OnWire { wire: &self.wire, is_alone: false }
+    }
+
+    /// For sending alone; nothing when the others cannot be waited for.
+    async fn alone(&self) -> Option<OnWire<'_>> {
+        let deadline = Instant::now() + self.drain_max;
+        let mut changes = self.wire.subscribe();
+        loop {
+            timeout_at(deadline, changes.wait_for(|wire| !wire.is_claimed)).await.ok()?.ok()?;
+            let ours = self.wire.send_if_modified(|wire| {
+                let ours = !wire.is_claimed;
+                if ours {
+                    (wire.is_claimed, wire.is_disturbed) = (true, false);
+                }
+                ours
+            });
+            if ours {
+                break;
+            }
+        }
+        // Gives the claim back if the wait is in vain.
+        let claim = OnWire { wire: &self.wire, is_alone: true };
+        timeout_at(deadline, changes.wait_for(|wire| wire.busy == 0)).await.ok()?.ok()?;
+        (!self.wire.borrow().is_disturbed).then_some(claim)
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashMap<[u8; 32], i32>> {
+        // Counters are sound whoever panicked.
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OnWire<'_> {
+    /// Returns once somebody else has come beside; never if it was not alone anyway.
+    async fn disturbed(&self) {
+        let mut changes = self.wire.subscribe();
+        let _ = changes.wait_for(|wire| self.is_alone && wire.is_disturbed).await;
+    }
+}
+
+impl Drop for OnWire<'_> {
+    fn drop(&mut self) {
+        self.wire.send_modify(|wire| {
+            if self.is_alone {
+                (wire.is_claimed, wire.is_disturbed) = (false, false);
+            } else {
+                wire.busy -= 1;
+            }
+        });
+    }
+}
+
+/// What is held against a message.
+pub(super) enum Suspicion {
+    /// Nothing.
+    None,
+    /// It was counted; there is something to forget when it leaves its queue.
+    Counted,
+    /// It has crashed before: it goes alone first.
+    Alone,
+    /// It is parked.
+    Poison(String),
+}
+
+impl Pipeline {
+    /// Looks whether a delivery has come back without a reason.
+    pub(super) async fn suspicion(&self, delivery: &Delivery) -> Suspicion {
+        let envelope = &delivery.envelope;
+        if envelope.crashes > 0 {
+            // It panicked, so it is known by itself, whatever the store says.
+            return Suspicion::Alone;
+        }
+        if !envelope.redelivered {
+            return Suspicion::None;
+        }
+        let key = delivery.crash_key();
+        let counted = match self.count_redelivery(delivery, &key).await {
+            Ok(counted) => counted,
+            Err(error) => {
+                if error.is_away() {
+                    self.store.note_away(&error);
+                }
+                let mut remembered = self.quarantine.remembered();
+                let crashes = remembered.entry(key).or_default();
+                *crashes += 1;
+                Some(Crashes { crashes: *crashes, alone: 0 })
+            }
+        };
+        match counted {
+            None => Suspicion::None,
+            Some(crashes) if crashes.alone >= CRASHES_MAX => Suspicion::Poison(format!(
+                "the daemon died {} times while it worked on this message and on nothing else",
+                crashes.alone
+            )),
+            Some(crashes) if crashes.crashes >= ALONE_FROM => Suspicion::Alone,
+            Some(_) => Suspicion::Counted,
+        }
+    }
+
+    async fn count_redelivery(&self, delivery: &Delivery, key: &[u8; 32]) -> Result<Option<Crashes>, StoreError> {
+        if !self.store.is_up() {
+            return Err(StoreError::Away("it is known to be away".to_owned()));
+        }
+        self.store.count_redelivery(delivery.envelope.lane, key, request_id_of(delivery)).await
+    }
+
+    /// Decodes, renders and builds a message while no other is. The error is the words of its panic.
+    pub(super) async fn rehearse(&self, delivery: &Delivery) -> Result<(), String> {
+        let (lane, key) = (delivery.envelope.lane, delivery.crash_key());
+        let _desk = self.quarantine.desk.write().await;
+        // While the store is away nothing can be written down; then it is only kept apart.
+        let is_noted = matches!(timeout(NOTE_MAX, self.store.alone_begins(lane, &key)).await, Ok(Ok(())));
+        tracing::info!("a message that came back without a reason is worked on alone");
+        let result = AssertUnwindSafe(self.go_through(delivery)).catch_unwind().await;
+        if is_noted {
+            self.survived_alone(lane, key).await;
+        }
+        result.map_err(|panic| super::words_of(panic.as_ref()))
+    }
+
+    /// Takes the mark of a crash away that did not happen, now or when the store is back.
+    async fn survived_alone(&self, lane: Lane, key: [u8; 32]) {
+        if !matches!(timeout(NOTE_MAX, self.store.alone_ended(lane, &key)).await, Ok(Ok(()))) {
+            let store = Arc::clone(&self.store);
+            tokio::spawn(async move {
+                loop {
+                    store.wait_until_back().await;
+                    match store.alone_ended(lane, &key).await {
+                        Ok(()) => return,
+                        Err(error) if error.is_away() => store.note_away(&error),
+                        Err(_) => {}
+                    }
+                }
+            });
+        }
+    }
+
+    /// What is wrong with the message is not told here: its proper turn comes.
+    async fn go_through(&self, delivery: &Delivery) {
+        let now = Utc::now();
+        let envelope = &delivery.envelope;
+        let Ok(decoded) = decode::decode(envelope, &delivery.body, &self.rules, now) else { return };
+        let request = &decoded.request;
+        crate::faults::reached_by(crate::faults::Point::Decoded, request.id);
+        let Ok(Ok(Some(template))) = timeout(NOTE_MAX, self.template_of(envelope, request)).await else { return };
+        let Ok(words) = self.words(request, decoded.published_at, &template) else { return };
+        crate::faults::reached_by(crate::faults::Point::Rendered, request.id);
+        let Some(recipient) = request.recipients.iter().find(|recipient| recipient.address.is_ok()) else { return };
+        let id = row_id(decoded.published_at, request.id, &self.store.address_hash(&recipient.key()));
+        let made = super::deliver::Making {
+            request,
+            recipient,
+            words: &words,
+            message_id: &format!("{id}@{}", self.mail.message_id_domain),
+            row_id: id,
+            attempt: 1,
+            template_version: template.version(),
+            lane: envelope.lane,
+        };
+        drop(self.make(&made));
+    }
+
+    /// Runs a mail's sending: beside the others, or alone if its workers have died before.
+    pub(super) async fn on_wire<T>(
+        &self,
+        lane: Lane,
+        crashes: i32,
+        key: &[u8; 32],
+        sending: impl Future<Output = T>,
+    ) -> T {
+        if crashes >= ALONE_FROM
+            && let Some(wire) = self.quarantine.alone().await
+            && self.store.alone_begins(lane, key).await.is_ok()
+        {
+            tracing::warn!(crashes, "a mail whose workers died is sent alone");
+            tokio::pin!(sending);
+            let sent = tokio::select! {
+                biased;
+                sent = &mut sending => sent,
+                () = wire.disturbed() => {
+                    // From here on a crash may be somebody else's.
+                    let ((), sent) = tokio::join!(self.survived_alone(lane, *key), &mut sending);
+                    return sent;
+                }
+            };
+            // Survived; the row's outcome is committed next.
+            self.survived_alone(lane, *key).await;
+            return sent;
+        }
+        let _wire = self.quarantine.beside().await;
+        sending.await
+    }
+
+    /// A message leaves its queue: what was held against it is forgotten. Best effort; retention finds what is left.
+    pub(super) async fn forget_suspicion(&self, delivery: &Delivery) {
+        let key = delivery.crash_key();
+        self.quarantine.remembered().remove(&key);
+        if let Err(error) = self.store.forget_crashes(delivery.envelope.lane, &key).await {
+            tracing::debug!(%error, "could not forget a message's crashes");
+        }
+    }
+
+    /// Parks a message that crashed by itself: its rows end, its dead letter says why.
+    pub(super) async fn park(&self, delivery: &Delivery, error: String) -> Settlement {
+        tracing::error!("a message is parked: it crashes whoever works on it");
+        let mut letter = Settlement::unreadable(Reason::Poison, error.clone());
+        if let Some(id) = request_id_of(delivery) {
+            let parked = self.patiently(|| self.store.park_poison(delivery.envelope.lane, id, &error)).await;
+            if parked.is_err() {
+                return Settlement::HandBack;
+            }
+            letter = letter.about_unread(id);
+        }
+        letter
+    }
+}
+
+/// The request's id, as far as it is known before decoding: producers set `message_id` to it.
+pub(super) fn request_id_of(delivery: &Delivery) -> Option<Uuid> {
+    delivery.envelope.message_id.as_deref().and_then(|id| Uuid::parse_str(id).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_wants_to_be_alone_waits_for_the_others_and_they_for_it_a_while() {
+        let (moment, for_ever) = (Duration::from_millis(20), Duration::from_secs(60));
+        let patient = Quarantine { drain_max: for_ever, beside_wait_max: for_ever, ..Quarantine::default() };
+        let alone = patient.alone().await.expect("nobody is there");
+        assert!(timeout(moment, patient.beside()).await.is_err(), "they wait for it");
+        drop(alone);
+        let beside = timeout(for_ever, patient.beside()).await.expect("it is gone");
+        assert!(timeout(moment, patient.alone()).await.is_err(), "it waits for them");
+        drop(beside);
+        drop(timeout(for_ever, patient.alone()).await.expect("they are gone").expect("and it is alone"));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever_and_who_was_disturbed_knows_it() {
+        let moment = Duration::from_millis(20);
+        let hasty = Quarantine { drain_max: moment, beside_wait_max: moment, ..Quarantine::default() };
+        let first = hasty.beside().await;
+        assert!(hasty.alone().await.is_none(), "the other never ended");
+        drop(first);
+        let alone = hasty.alone().await.expect("nobody is there");
+        let beside = hasty.beside().await;
+        timeout(Duration::from_secs(60), alone.disturbed()).await.expect("it was disturbed");
+        drop((alone, beside));
+        let wire = hasty.wire.borrow();
+        assert_eq!((wire.busy, wire.is_claimed, wire.is_disturbed), (0, false, false));
+    }
+}

@@ -1,0 +1,56 @@
+//! Who may not get transactional mail, kept in memory for the fast lane: it is asked when the database cannot be.
+//!
+//! Invariant: only while the database is away does anybody decide by it; else the claim looks into the table itself.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+
+use super::{Store, StoreError};
+
+/// How old what is in memory may be.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// Hash of an address, and until when it is suppressed; nothing: for ever.
+#[derive(Debug, Default)]
+pub(super) struct Suppressed {
+    by_hash: ArcSwap<HashMap<[u8; 32], Option<DateTime<Utc>>>>,
+}
+
+impl Store {
+    /// Whether this address was suppressed for transactional mail when the list was loaded last.
+    #[must_use]
+    pub fn was_suppressed(&self, address_hash: &[u8; 32], now: DateTime<Utc>) -> bool {
+        self.suppressed.by_hash.load().get(address_hash).is_some_and(|until| until.is_none_or(|until| until > now))
+    }
+
+    /// Loads the list anew.
+    ///
+    /// # Errors
+    /// When the database is away; the list stays as it is.
+    pub async fn load_suppressions(&self) -> Result<(), StoreError> {
+        let rows = sqlx::query!(
+            "select address_hash, expires_at from suppressions
+             where reason in ('hard_bounce', 'complaint') and (expires_at is null or expires_at > now())"
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let by_hash = rows.into_iter().filter_map(|row| Some((row.address_hash.try_into().ok()?, row.expires_at)));
+        self.suppressed.by_hash.store(Arc::new(by_hash.collect()));
+        Ok(())
+    }
+
+    /// Keeps the list fresh until `stop`.
+    pub async fn follow_suppressions(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(REFRESH) => {} }
+            if self.is_up()
+                && let Err(error) = self.load_suppressions().await
+            {
+                tracing::warn!(%error, "could not load the suppression list; the last one stays");
+            }
+        }
+    }
+}
