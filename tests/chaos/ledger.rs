@@ -113,6 +113,8 @@ pub struct Facts {
     pub reasons: BTreeSet<&'static str>,
     /// How long the daemon waits for the reply to a final dot.
     pub patience_ms: i64,
+    /// Incidents that must go out while the database is away, at least.
+    pub p0_away_min: usize,
     /// Repeats that the case allows at most, if that is less than the cuts would.
     pub repeats_max: Option<usize>,
 }
@@ -167,6 +169,8 @@ pub enum Fault {
     Queue,
     /// A daemon ended, or did not end, as it should.
     Daemon,
+    /// The fast lane did not outlive the database.
+    Away,
     /// The case did not run as planned.
     Plan,
 }
@@ -203,6 +207,10 @@ pub fn judge(facts: &Facts) -> (Account, Vec<Violation>) {
     {
         let words = format!("{} repeats, where this case allows {most}", judge.account.repeated);
         judge.found.push(Violation::general(Fault::Repeated, words));
+    }
+    if judge.account.p0_away < facts.p0_away_min {
+        let words = format!("{} incidents went out while the database was away", judge.account.p0_away);
+        judge.found.push(Violation::general(Fault::Away, words));
     }
     (judge.account, judge.found)
 }

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use super::Case;
 use crate::{
+    load::Mix,
     report::Report,
     services::Service,
     stage::{Run, Setup, Stage},
@@ -33,8 +34,9 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 async fn begin(run: Run) -> Stage {
-    let per_second = run.either(30, 20);
-    let mut stage = Stage::set(run, Setup::default()).await;
+    let per_second = run.either(20, 8);
+    let mix = Mix { incidents: 25, ..Mix::default() };
+    let mut stage = Stage::set(run, Setup { mix, ..Setup::default() }).await;
     stage.start_daemon(&[]);
     stage.start_daemon(&[]);
     stage.load.allow_per_second(per_second);
@@ -129,6 +131,7 @@ async fn stopped(run: Run) -> Report {
     let long = run.either(60_000, 5000);
     let mut stage = begin(run).await;
     gone(&mut stage, long).await;
+    stage.facts.p0_away_min = 1;
     stage.conclude().await
 }
 

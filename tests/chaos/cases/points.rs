@@ -25,13 +25,14 @@ const IMPATIENCE: Duration = Duration::from_secs(4);
 pub(super) fn cases() -> Vec<Case> {
     let proves = |point| match point {
         Point::Consumed | Point::Decoded | Point::Rendered => "a message that nobody has looked at for long comes back",
-        Point::Claimed => "a claim whose daemon is gone is taken over when its lease is over",
+        Point::Claimed | Point::Send => "a claim whose daemon is gone is taken over when its lease is over",
         Point::Mail | Point::Rcpt | Point::Data | Point::Content => {
             "a mail that cannot have been accepted goes out once"
         }
         Point::FinalDot | Point::Replied | Point::OutcomeDue => {
             "a mail that may have been accepted follows its policy, under the same Message-ID"
         }
+        Point::ReplayCommitted | Point::ReplayConfirmed => "a letter whose replay was cut off can be replayed again",
         Point::OutcomeCommitted | Point::CopyDue | Point::CopyConfirmed | Point::AckDue | Point::Acked => {
             "what is recorded is never sent again, and what it owes is done"
         }

@@ -80,7 +80,7 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "throttling slows down, and costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, n, group| {
+        script: |relay, n, _| {
             let throttled = Act::reply("454 4.7.0 Throttling failure: Maximum sending rate exceeded.");
             relay.script(Rule::at(Phase::FinalDot, throttled).every(3).times(n / 3));
         },
@@ -90,7 +90,7 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a refusal fails its own mail, at once and with a dead letter",
         patience_s: NO_HURRY,
         reasons: &["rejected"],
-        script: |relay, _, group| {
+        script: |relay, _, _| {
             relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).every(5));
             relay.script(Rule::at(Phase::FinalDot, Act::reply("554 5.7.1 not wanted here")).every(6));
         },

@@ -144,6 +144,8 @@ fn repeats_of_the_fast_lane_while_the_database_is_away_are_counted_apart() {
     let (account, found) = judge(&facts);
     assert!(found.is_empty(), "{found:?}");
     assert_eq!((account.repeated, account.degraded, account.p0_away), (0, 1, 1));
+    facts.p0_away_min = 2;
+    assert_eq!(faults(&facts), [Fault::Away]);
     facts.expected[0].fast = false;
     assert!(faults(&facts).contains(&Fault::Repeated));
 }
