@@ -14,6 +14,8 @@ mod poison;
 
 mod relay;
 
+mod relay_line;
+
 mod relay_tls;
 
 mod self_test;
@@ -69,6 +71,7 @@ pub fn all() -> Vec<Case> {
         broker::cases(),
         database::cases(),
         relay::cases(),
+        relay_line::cases(),
         relay_tls::cases(),
         cut_one::cases(),
         poison::cases(),
