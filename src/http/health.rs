@@ -58,7 +58,9 @@ fn reasons(admin: &Admin) -> Vec<String> {
     let down: Vec<String> = relays
         .iter()
         .filter_map(|relay| match &relay.state {
-            RelayState::Down { error, .. } => Some(format!("relay {}: {}: {error}", relay.name, error.fault)),
+            RelayState::Down { error, .. } | RelayState::OnTrial { error, .. } => {
+                Some(format!("relay {}: {}: {error}", relay.name, error.fault))
+            }
             RelayState::Untried | RelayState::Up => None,
         })
         .collect();

@@ -19,7 +19,7 @@ const MESSAGE: &[u8] = b"Subject: x\r\n\r\ny\r\n";
 async fn send_in(relays: Arc<Relays>, lane: Lane) -> SendReport {
     let address = EmailAddress::parse("a@example.bj").expect("valid");
     let place = relays.place(lane).await;
-    Box::pin(place.send(&OutgoingMail { from: &address, to: &address, message: MESSAGE })).await
+    Box::pin(place.send(&OutgoingMail { from: &address, to: &address, message: MESSAGE })).await.report
 }
 
 fn all_accepted(reports: &[SendReport]) -> bool {
