@@ -155,7 +155,11 @@ impl Pipeline {
             let another = self.another_place(message, &relay, sent.again, &mut stale, &mut refused_by);
             match tokio::time::timeout(ANOTHER_PLACE_WAIT, another).await {
                 Ok(Some(other)) => {
-                    tracing::info!(relay, next = other.relay_name(), "the mail cannot have been accepted there: sending it again");
+                    tracing::info!(
+                        relay,
+                        next = other.relay_name(),
+                        "the mail cannot have been accepted there: sending it again"
+                    );
                     place = other;
                 }
                 Ok(None) | Err(_) => return Tried { outcome: sent.outcome(), relay, ended_at },

@@ -56,6 +56,29 @@ pub struct RelayHealth {
     pub idle: PerLane<usize>,
 }
 
+impl RelayHealth {
+    /// Whether nothing is known that keeps mail from being sent to it.
+    #[must_use]
+    pub const fn is_usable(&self) -> bool {
+        match self.state {
+            RelayState::Untried | RelayState::Up => true,
+            RelayState::Down { .. } | RelayState::OnTrial { .. } => false,
+        }
+    }
+
+    /// `untried`, `up`, `paced`, `down` or `on_trial`.
+    #[must_use]
+    pub const fn state_name(&self) -> &'static str {
+        match self.state {
+            RelayState::Untried => "untried",
+            RelayState::Up if self.mails_per_second.is_some() => "paced",
+            RelayState::Up => "up",
+            RelayState::Down { .. } => "down",
+            RelayState::OnTrial { .. } => "on_trial",
+        }
+    }
+}
+
 impl Relays {
     /// Prepares the relays; connects to none.
     ///
