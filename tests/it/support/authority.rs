@@ -26,17 +26,17 @@ impl Authority {
 
     /// One that goes by this name.
     pub fn named(name: &str, host: &str) -> Self {
-        Self::make(name, CertificateParams::new(vec![host.to_owned()]).expect("a host name"))
+        Self::make(name, &CertificateParams::new(vec![host.to_owned()]).expect("a host name"))
     }
 
     /// With a certificate for this host that was good until some years ago.
     pub fn with_expired_certificate(host: &str) -> Self {
         let mut certificate = CertificateParams::new(vec![host.to_owned()]).expect("a host name");
         (certificate.not_before, certificate.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-        Self::make("An authority", certificate)
+        Self::make("An authority", &certificate)
     }
 
-    fn make(name: &str, certificate: CertificateParams) -> Self {
+    fn make(name: &str, certificate: &CertificateParams) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
