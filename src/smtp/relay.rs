@@ -28,7 +28,7 @@ use super::{
     relays::RelayHealth,
     reply::{Lesson, lesson, wants_other_settings},
     session::Endpoint,
-    trial::{Deferral, LetGo, Trials},
+    trial::{Deferral, LetGo, MayGo, Trials},
 };
 use crate::{
     config::SmtpConfig,
@@ -58,15 +58,6 @@ pub(super) struct LaneConnections {
     limit: usize,
     /// The one used last is used next, so that what is too much grows old and goes.
     idle: Mutex<Vec<Connection>>,
-}
-
-/// Whether a mail may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MayGo {
-    Now,
-    At(Instant),
-    /// Until something changes.
-    No,
 }
 
 impl LaneConnections {
@@ -109,10 +100,11 @@ impl Relay {
     /// is due.
     pub(super) fn may_go(&self, lane: Lane, now: Instant) -> MayGo {
         let is_reachable = self.breaker.is_closed() || !lock(&self.lanes.get(lane).idle).is_empty();
-        if !is_reachable || !lock(&self.trials).may_go(lane) {
-            return MayGo::No;
+        match lock(&self.trials).may_go(lane, now) {
+            _ if !is_reachable => MayGo::No,
+            MayGo::Now => lock(&self.pace).due_at(lane, now).map_or(MayGo::Now, MayGo::At),
+            later => later,
         }
-        lock(&self.pace).due_at(lane, now).map_or(MayGo::Now, MayGo::At)
     }
 
     /// Lets one mail go, if it may.
@@ -120,7 +112,7 @@ impl Relay {
         if !lock(&self.pace).take(lane, now) {
             return None;
         }
-        let Some(let_go) = lock(&self.trials).let_go(lane) else {
+        let Some(let_go) = lock(&self.trials).let_go(lane, now) else {
             lock(&self.pace).give_back();
             return None;
         };
@@ -161,7 +153,7 @@ impl Relay {
     fn mark_up(&self) {
         if self.breaker.close() {
             tracing::info!(smtp.relay = self.name(), "the relay can be connected to again");
-            lock(&self.trials).begin();
+            lock(&self.trials).begin(Instant::now());
             self.changes.send_replace(());
         }
     }

@@ -18,9 +18,10 @@ pub use super::breaker::RelayState;
 use super::{
     fault::{RelayError, RelayFault},
     place::{Pass, Place},
-    relay::{MayGo, Relay},
+    relay::Relay,
     session::{Capabilities, Endpoint},
     tls::{TlsClient, TlsSetupError},
+    trial::MayGo,
 };
 use crate::{
     config::SmtpConfig,

@@ -7,9 +7,15 @@
 //!
 //! A relay that puts everybody off once (greylisting) and takes the second try needs many to be let go before second
 //! tries come up, so each trial that fails makes the next one larger; the pauses between them are the breaker's.
+//! After another kind of fault some go first as well: a relay that greets well may yet hang up on every mail.
 //!
 //! Invariant: one person whose mails are put off for ever never closes the way for others.
-//! Invariant: whoever was let go is accounted for once, so a trial cannot wait for a mail that is no longer there.
+//! Invariant: whoever was let go is accounted for once, so a trial cannot wait for a mail that is no longer there; and
+//! mails that the relay is slow to answer hold up the others for [`PATIENCE`] only.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::email::Lane;
 
@@ -19,6 +25,8 @@ pub(super) const SEVERAL: usize = 5;
 const TRIAL_MIN: u32 = 3;
 /// Mails of a trial after many that failed.
 const TRIAL_MAX: u32 = 96;
+/// After so long as many mails may go again, whatever has become of the first ones.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Trials {
@@ -34,7 +42,16 @@ pub(super) struct Trials {
 enum Way {
     Open,
     Closed,
-    Trial { left: u32, under_way: u32 },
+    Trial { left: u32, under_way: u32, more_at: Instant },
+}
+
+/// Whether a mail may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MayGo {
+    Now,
+    At(Instant),
+    /// Until something changes.
+    No,
 }
 
 /// A mail was let go, in this trial if there is one.
@@ -58,20 +75,24 @@ impl Trials {
     }
 
     /// Whether a mail of this lane may go. The fast lane takes part in every trial, however many are under way.
-    pub(super) const fn may_go(&self, lane: Lane) -> bool {
+    pub(super) fn may_go(&self, lane: Lane, now: Instant) -> MayGo {
         match self.way {
-            Way::Open => true,
-            Way::Closed => false,
-            Way::Trial { left, .. } => left > 0 || matches!(lane, Lane::Fast),
+            Way::Open => MayGo::Now,
+            Way::Closed => MayGo::No,
+            Way::Trial { left, more_at, .. } if left > 0 || lane == Lane::Fast || more_at <= now => MayGo::Now,
+            Way::Trial { more_at, .. } => MayGo::At(more_at),
         }
     }
 
     /// Lets one go, if it may.
-    pub(super) fn let_go(&mut self, lane: Lane) -> Option<LetGo> {
-        if !self.may_go(lane) {
+    pub(super) fn let_go(&mut self, lane: Lane, now: Instant) -> Option<LetGo> {
+        if self.may_go(lane, now) != MayGo::Now {
             return None;
         }
-        if let Way::Trial { left, under_way } = &mut self.way {
+        if let Way::Trial { left, under_way, more_at } = &mut self.way {
+            if *left == 0 && *more_at <= now {
+                (*left, *more_at) = (self.size, now + PATIENCE);
+            }
             *left = left.saturating_sub(1);
             *under_way += 1;
         }
@@ -99,7 +120,7 @@ impl Trials {
         let closes = match &mut self.way {
             Way::Open => true,
             Way::Closed => false,
-            Way::Trial { left, under_way } if let_go.0 == self.number => {
+            Way::Trial { left, under_way, .. } if let_go.0 == self.number => {
                 *under_way = under_way.saturating_sub(1);
                 let is_over = *left == 0 && *under_way == 0;
                 if is_over {
@@ -120,7 +141,7 @@ impl Trials {
     /// A mail that was let go proved nothing, or did not go at all. True if another may go instead.
     pub(super) fn proved_nothing(&mut self, let_go: LetGo) -> bool {
         match &mut self.way {
-            Way::Trial { left, under_way } if let_go.0 == self.number => {
+            Way::Trial { left, under_way, .. } if let_go.0 == self.number => {
                 *under_way = under_way.saturating_sub(1);
                 *left = (*left + 1).min(self.size);
                 true
@@ -130,9 +151,9 @@ impl Trials {
     }
 
     /// A probe got through to a relay that had been unusable: some mails may go on trial.
-    pub(super) const fn begin(&mut self) {
+    pub(super) fn begin(&mut self, now: Instant) {
         self.number += 1;
-        self.way = Way::Trial { left: self.size, under_way: 0 };
+        self.way = Way::Trial { left: self.size, under_way: 0, more_at: now + PATIENCE };
     }
 
     /// Whether deferrals are the relay's affair.
@@ -146,7 +167,11 @@ mod tests {
     use super::*;
 
     fn let_go(trials: &mut Trials) -> LetGo {
-        trials.let_go(Lane::Standard).expect("it may go")
+        trials.let_go(Lane::Standard, Instant::now()).expect("it may go")
+    }
+
+    fn may_go(trials: &Trials, lane: Lane) -> bool {
+        trials.may_go(lane, Instant::now()) == MayGo::Now
     }
 
     fn put_off(trials: &mut Trials, person: u64) -> Deferral {
@@ -168,7 +193,7 @@ mod tests {
     fn five_different_people_in_a_row_close_the_way() {
         let trials = closed();
         for lane in Lane::ALL {
-            assert!(!trials.may_go(lane));
+            assert!(!may_go(&trials, lane));
         }
     }
 
@@ -202,14 +227,14 @@ mod tests {
     #[test]
     fn some_go_on_trial_and_one_that_is_dealt_with_ends_it() {
         let mut trials = closed();
-        trials.begin();
+        trials.begin(Instant::now());
         for _ in 0..TRIAL_MIN {
             let_go(&mut trials);
         }
-        assert!(!trials.may_go(Lane::Standard) && !trials.may_go(Lane::Bulk));
-        assert!(trials.may_go(Lane::Fast), "an incident does not wait for the next trial");
+        assert!(!may_go(&trials, Lane::Standard) && !may_go(&trials, Lane::Bulk));
+        assert!(may_go(&trials, Lane::Fast), "an incident does not wait for the next trial");
         assert!(trials.dealt_with());
-        assert!(trials.may_go(Lane::Bulk));
+        assert!(may_go(&trials, Lane::Bulk));
         assert_eq!(put_off(&mut trials, 1), Deferral::OfTheMail);
     }
 
@@ -218,9 +243,9 @@ mod tests {
         let mut trials = closed();
         let mut sizes = Vec::new();
         for _ in 0..8 {
-            trials.begin();
+            trials.begin(Instant::now());
             let mut under_way = Vec::new();
-            while let Some(let_go) = trials.let_go(Lane::Standard) {
+            while let Some(let_go) = trials.let_go(Lane::Standard, Instant::now()) {
                 under_way.push(let_go);
             }
             sizes.push(under_way.len());
@@ -231,7 +256,7 @@ mod tests {
             assert_eq!(trials.put_off(last, 9), Deferral::ClosesTheWay);
         }
         assert_eq!(sizes, [3, 6, 12, 24, 48, 96, 96, 96]);
-        trials.begin();
+        trials.begin(Instant::now());
         trials.dealt_with();
         assert_eq!(trials.size, TRIAL_MIN);
     }
@@ -239,31 +264,52 @@ mod tests {
     #[test]
     fn what_proves_nothing_makes_room_for_another() {
         let mut trials = closed();
-        trials.begin();
+        trials.begin(Instant::now());
         let mut last = let_go(&mut trials);
         for _ in 1..TRIAL_MIN {
             last = let_go(&mut trials);
         }
-        assert!(trials.let_go(Lane::Standard).is_none());
+        assert!(trials.let_go(Lane::Standard, Instant::now()).is_none());
         assert!(trials.proved_nothing(last));
-        assert!(trials.let_go(Lane::Standard).is_some());
+        assert!(trials.let_go(Lane::Standard, Instant::now()).is_some());
+    }
+
+    #[test]
+    fn mails_that_the_relay_is_slow_to_answer_do_not_hold_up_the_others_for_ever() {
+        let (mut trials, now) = (closed(), Instant::now());
+        trials.begin(now);
+        for _ in 0..TRIAL_MIN {
+            let_go(&mut trials);
+        }
+        let more_at = now + PATIENCE;
+        assert_eq!(trials.may_go(Lane::Bulk, now), MayGo::At(more_at));
+        for _ in 0..TRIAL_MIN {
+            assert!(trials.let_go(Lane::Bulk, more_at).is_some());
+        }
+        assert!(trials.let_go(Lane::Bulk, more_at).is_none());
+        // It is over when the last of all of them was put off.
+        let number = LetGo(trials.number);
+        for _ in 1..TRIAL_MIN * 2 {
+            assert_eq!(trials.put_off(number, 1), Deferral::OfTheRelay);
+        }
+        assert_eq!(trials.put_off(number, 1), Deferral::ClosesTheWay);
     }
 
     #[test]
     fn mails_of_an_earlier_trial_do_not_count_in_this_one() {
         let mut trials = closed();
-        trials.begin();
+        trials.begin(Instant::now());
         let late = let_go(&mut trials);
-        trials.begin();
+        trials.begin(Instant::now());
         assert_eq!(trials.put_off(late, 3), Deferral::OfTheRelay);
         assert!(!trials.proved_nothing(late));
-        assert_eq!(trials.way, Way::Trial { left: TRIAL_MIN, under_way: 0 });
+        assert!(matches!(trials.way, Way::Trial { left: TRIAL_MIN, under_way: 0, .. }));
     }
 
     #[test]
     fn after_another_kind_of_fault_a_deferral_shows_that_the_relay_listens() {
         let mut trials = Trials::new();
-        trials.begin();
+        trials.begin(Instant::now());
         assert_eq!(put_off(&mut trials, 1), Deferral::OfTheMail);
         assert_eq!(trials.way, Way::Open);
     }
