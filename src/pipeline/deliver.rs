@@ -10,9 +10,7 @@ use uuid::Uuid;
 
 use super::{Fate, Pipeline, admit::Message, pending::Tries};
 use crate::{
-    email::{
-        AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, Status,
-    },
+    email::{AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, Status},
     faults::{self, Point},
     mime,
     retry::{self, Verdict},
