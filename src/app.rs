@@ -101,6 +101,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     let metrics = Arc::new(Metrics::new()?);
     let store = Store::new(&config.store, config.pipeline.lease)?;
     let relays = Relays::new(&config.smtp)?;
+    metrics.observe_relays(&relays);
     let catalogue = Arc::new(Catalogue::new());
     let topology = Topology::new(&config.broker);
     let consume_link = Arc::new(Link::new(&config.broker, Purpose::Consume)?);

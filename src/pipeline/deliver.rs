@@ -10,14 +10,11 @@ use uuid::Uuid;
 
 use super::{Fate, Pipeline, admit::Message, pending::Tries};
 use crate::{
-    email::{
-        AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, SendReport,
-        Status,
-    },
+    email::{AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, Status},
     faults::{self, Point},
     mime,
     retry::{self, Verdict},
-    smtp::{OutgoingMail, Place, classify},
+    smtp::{Again, OutgoingMail, Place},
     store::{Claim, Finish, NewStatus, OutcomeRow, StoreError, Words},
 };
 
@@ -154,6 +151,7 @@ impl Pipeline {
         let mail = OutgoingMail { from: &self.mail.from, to, message: bytes };
         let mut place = place;
         let mut stale = 0;
+        let mut refused_by: Vec<String> = Vec::new();
         loop {
             // The claim, or the wait for another connection, may have taken until past either.
             if message.is_expired() {
@@ -164,19 +162,51 @@ impl Pipeline {
             }
             faults::reached_by(Point::Send, message.request.id);
             let relay = place.relay_name().to_owned();
-            let report = place.send(&mail).await;
+            let sent = place.send(&mail).await;
             let ended_at = Utc::now();
-            let nothing_happened = matches!(report, SendReport::Broken { phase: Phase::Mail, .. });
-            if nothing_happened && stale < STALE_CONNECTIONS_MAX {
-                // An idle connection that the relay had closed meanwhile. Nothing can have been accepted.
-                stale += 1;
-                // Not for long: the row says `sending`, and what is put off can be looked at afresh.
-                if let Ok(Some(other)) = tokio::time::timeout(ANOTHER_PLACE_WAIT, self.place(message)).await {
+            // Not for long: the row says `sending`, and what is put off can be looked at afresh.
+            let another = self.another_place(message, &relay, sent.again, &mut stale, &mut refused_by);
+            match tokio::time::timeout(ANOTHER_PLACE_WAIT, another).await {
+                Ok(Some(other)) => {
+                    tracing::info!(
+                        relay,
+                        next = other.relay_name(),
+                        "the mail cannot have been accepted there: sending it again"
+                    );
                     place = other;
-                    continue;
                 }
+                Ok(None) | Err(_) => return Tried { outcome: sent.outcome(), relay, ended_at },
             }
-            return Tried { outcome: classify(&report), relay, ended_at };
+        }
+    }
+
+    /// A place to send a mail once more that cannot have been accepted: on another connection after one that had grown
+    /// old, at another relay after one that is in trouble or does not want us now. Each relay refuses a mail once.
+    async fn another_place(
+        &self,
+        message: &Message<'_>,
+        relay: &str,
+        again: Again,
+        stale: &mut u32,
+        refused_by: &mut Vec<String>,
+    ) -> Option<Place> {
+        if matches!(again, Again::WhenItWorks | Again::AtAnotherRelay) {
+            refused_by.push(relay.to_owned());
+            let elsewhere = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => None,
+                place = self.relays.place_elsewhere(message.lane(), refused_by) => place,
+            };
+            if elsewhere.is_some() {
+                return elsewhere;
+            }
+        }
+        match again {
+            Again::OnAnyConnection | Again::WhenItWorks if *stale < STALE_CONNECTIONS_MAX => {
+                *stale += 1;
+                self.place(message).await
+            }
+            Again::No | Again::OnAnyConnection | Again::WhenItWorks | Again::AtAnotherRelay => None,
         }
     }
 
