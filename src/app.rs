@@ -101,6 +101,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     let metrics = Arc::new(Metrics::new()?);
     let store = Store::new(&config.store, config.pipeline.lease)?;
     let relays = Relays::new(&config.smtp)?;
+    metrics.observe_relays(&relays);
     let catalogue = Arc::new(Catalogue::new());
     let topology = Topology::new(&config.broker);
     let consume_link = Arc::new(Link::new(&config.broker, Purpose::Consume)?);
@@ -143,16 +144,16 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     if !establish(&consume_link, &topology, &stop).await? {
         return Ok(ExitCode::SUCCESS);
     }
-    let journal = Journal {
+    let journal = Arc::new(Journal {
         store: Arc::clone(&store),
         drawer: Drawer::new(Arc::clone(&consume_link), topology.clone()),
         publisher: Arc::clone(&publishers.standard),
-    };
+    });
     // What the fast lane sent without a database is in the audit before anything is looked up there.
     if !write_journal(&journal, &stop).await {
         return Ok(ExitCode::SUCCESS);
     }
-    tasks.spawn(journal.keep(end.clone()));
+    tasks.spawn(Arc::clone(&journal).keep(end.clone()));
     tasks.spawn(Arc::clone(&store).follow_suppressions(end.clone()));
     let pauses = Pauses::follow(&store, &end);
     let pipeline = Arc::new(Pipeline {
@@ -168,6 +169,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         metrics,
         quarantine: Quarantine::default(),
         memory: Memory::default(),
+        journal,
         stop: stop.clone(),
     });
     let mut consuming = JoinSet::new();
@@ -274,8 +276,12 @@ async fn write_journal(journal: &Journal, stop: &CancellationToken) -> bool {
         let written =
             tokio::select! { () = stop.cancelled() => return false, written = journal.write_all() => written };
         match written {
-            Ok(0) => return true,
-            Ok(entries) => tracing::info!(entries, "wrote the fast lane's journal into the audit"),
+            Ok(entries) => {
+                if entries > 0 {
+                    tracing::info!(entries, "wrote the fast lane's journal into the audit");
+                }
+                return true;
+            }
             Err(error @ (JournalError::Store(_) | JournalError::Broker(_))) => {
                 tracing::warn!(%error, "cannot write the fast lane's journal yet");
                 let pause = pauses.next().unwrap_or(START_PAUSE_MAX);

@@ -20,6 +20,7 @@
 //! tls = "starttls"            # starttls, implicit, plain
 //! user = "noreply@example.org"
 //! password_file = "/run/secrets/smtp_password"
+//! connections_bulk = 1        # connections_fast, _standard, _bulk: this relay's, instead of the lane's
 //! ```
 //!
 //! Invariants: a [`Config`] that exists is valid, so that nothing behind it checks settings again; all that is wrong
@@ -155,7 +156,7 @@ pub struct SmtpConfig {
     pub step_timeout: Duration,
     /// `SMTP_DOT_TIMEOUT_SECONDS`: limit of the reply to the final dot (600, RFC 5321 §4.5.3.2.6).
     pub dot_timeout: Duration,
-    /// `SMTP_CONNECTIONS_<LANE>`, `connections` in the file: SMTP connections at most, for each relay (4, 8, 4).
+    /// `SMTP_CONNECTIONS_<LANE>`, `connections` in the file: SMTP connections at most, for each relay that does not say otherwise (4, 8, 4).
     pub connections: PerLane<usize>,
     /// `SMTP_MAILS_PER_CONNECTION`: a connection is retired after this many (100).
     pub mails_per_connection_max: u32,
@@ -178,6 +179,8 @@ pub struct RelayConfig {
     pub ca_file: Option<PathBuf>,
     /// `SMTP_USER` and `SMTP_PASSWORD`.
     pub credentials: Option<RelayCredentials>,
+    /// The file's `connections_<lane>`: SMTP connections at most, where this relay's are not `SMTP_CONNECTIONS_<LANE>`.
+    pub connections: PerLane<Option<usize>>,
 }
 
 /// User and password for AUTH.

@@ -29,6 +29,14 @@ const ENTRY_TYPE: &str = "postrider.journal.v1";
 const BATCH_MAX: usize = 64;
 /// How often a daemon looks whether another one, cut off from its database, has left entries.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Rows that the entries of one transaction may touch.
+const ROWS_MAX: usize = 256;
+/// Longest wait for the broker while the right to write is held: others wait for it.
+const DRAW_MAX: Duration = Duration::from_secs(10);
+/// Pause before another daemon that is writing is asked again whether it is done.
+const TURN_PAUSE: Duration = Duration::from_millis(250);
+/// A whole message: RabbitMQ 4's default limit, less what headers need.
+const BODY_BYTES_MAX: usize = 15 * 1024 * 1024;
 /// Longest pause while the broker cannot be asked.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -38,11 +46,15 @@ pub fn outgoing(entry: &Entry, files: &[&[u8]]) -> Outgoing {
     // JSON written without line breaks, one line; behind it the files as they are.
     let mut body = serde_json::to_vec(entry).unwrap_or_default();
     body.push(b'\n');
-    for file in files {
-        body.extend_from_slice(file);
+    let size = body.len() + files.iter().map(|file| file.len()).sum::<usize>();
+    let brings_files = !files.is_empty() && size <= BODY_BYTES_MAX;
+    if brings_files {
+        files.iter().for_each(|file| body.extend_from_slice(file));
+    } else if !files.is_empty() {
+        tracing::warn!(size, "attachments too large for the journal: the audit will know their hashes only");
     }
     let mut headers = FieldTable::default();
-    headers.insert(FILES.into(), AMQPValue::Boolean(!files.is_empty()));
+    headers.insert(FILES.into(), AMQPValue::Boolean(brings_files));
     let properties = BasicProperties::default()
         .with_delivery_mode(2)
         .with_type(ENTRY_TYPE.into())
@@ -92,7 +104,7 @@ pub struct Journal {
 
 impl Journal {
     /// Writes the journal whenever the database has come back, and whatever other daemons leave, until `stop`.
-    pub async fn keep(self, stop: CancellationToken) {
+    pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut health = self.store.health();
         loop {
             let is_behind = tokio::select! {
@@ -110,14 +122,16 @@ impl Journal {
         }
     }
 
-    /// Writes all of it, for as long as the database is there; a broker that is away is waited for.
+    /// Writes it for as long as the database is there; a broker that is away is waited for.
     async fn write_patiently(&self) {
         let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(PAUSE_MAX).map(jitter);
         loop {
             match self.write_all().await {
-                Ok(0) => return self.store.caught_up(),
                 Ok(written) => {
-                    tracing::info!(entries = written, "wrote the fast lane's journal into the audit");
+                    if written > 0 {
+                        tracing::info!(entries = written, "wrote the fast lane's journal into the audit");
+                    }
+                    return self.store.caught_up();
                 }
                 Err(JournalError::Store(error)) => {
                     if self.store.is_up() {
@@ -135,48 +149,86 @@ impl Journal {
         }
     }
 
-    /// Writes what is there, and says how much that was. Nobody else writes meanwhile.
+    /// Writes what is there when it is asked, and says how much that was. One daemon writes at a time; who has to wait for
+    /// another finds its work done.
     ///
     /// # Errors
     /// When database or broker go away; what was not written stays in its queue.
     pub async fn write_all(&self) -> Result<usize, JournalError> {
-        if self.drawer.depth(topology::AUDIT).await? == 0 && self.store.is_up() {
-            return Ok(0);
+        let is_up = self.store.is_up();
+        loop {
+            let waiting = self.depth().await?;
+            if waiting == 0 && is_up {
+                return Ok(0);
+            }
+            let Some(mut lock) = self.store.try_lock_journal().await? else {
+                tokio::time::sleep(TURN_PAUSE).await;
+                continue;
+            };
+            // Asked again: another may have put back what it held when it gave up the right.
+            let written = match self.depth().await {
+                Ok(waiting) => self.write_under(&mut lock, waiting).await,
+                Err(error) => Err(error),
+            };
+            self.store.unlock_journal(lock).await;
+            return written;
         }
-        let mut lock = self.store.lock_journal().await?;
-        let written = self.write_under(&mut lock).await;
-        self.store.unlock_journal(lock).await;
-        written
     }
 
-    async fn write_under(&self, lock: &mut JournalLock) -> Result<usize, JournalError> {
+    async fn depth(&self) -> Result<usize, JournalError> {
+        let asking = self.drawer.depth(topology::AUDIT);
+        let answer = tokio::time::timeout(DRAW_MAX, asking).await;
+        let ready =
+            answer.unwrap_or(Err(BrokerError::TimedOut { limit: DRAW_MAX, doing: "asking for the journal" }))?;
+        Ok(usize::try_from(ready).unwrap_or(usize::MAX))
+    }
+
+    /// Entries that come meanwhile are not waited for: this daemon's own incidents write some all the time.
+    async fn write_under(&self, lock: &mut JournalLock, waiting: usize) -> Result<usize, JournalError> {
         let mut written = 0;
-        loop {
-            let drawn = self.drawer.draw(topology::AUDIT, BATCH_MAX).await?;
+        while written < waiting {
+            let drawing = self.drawer.draw(topology::AUDIT, BATCH_MAX.min(waiting - written));
+            let drawn = tokio::time::timeout(DRAW_MAX, drawing).await;
+            let drawn =
+                drawn.unwrap_or(Err(BrokerError::TimedOut { limit: DRAW_MAX, doing: "drawing the journal" }))?;
             if drawn.is_empty() {
-                return Ok(written);
+                break;
             }
             written += drawn.len();
-            self.write_batch(lock, drawn).await?;
+            self.write_drawn(lock, drawn).await?;
         }
+        Ok(written)
     }
 
-    async fn write_batch(&self, lock: &mut JournalLock, drawn: Vec<Drawn>) -> Result<(), JournalError> {
-        let (mut sound, mut taken) = (Vec::new(), Vec::new());
+    /// In transactions of a size that a statement's limit allows, whatever the number of recipients.
+    async fn write_drawn(&self, lock: &mut JournalLock, drawn: Vec<Drawn>) -> Result<(), JournalError> {
+        let (mut batch, mut rows) = (Vec::new(), 0);
         for one in drawn {
-            match read(&one.body, one.flag(FILES)) {
-                Some(entry) => {
-                    sound.push(entry);
-                    taken.push(one);
-                }
-                None => self.set_aside(one, "not an entry of the journal").await?,
+            let Some(received) = read(&one.body, one.flag(FILES)) else {
+                self.set_aside(one, "not an entry of the journal").await?;
+                continue;
+            };
+            rows += received.entry.recipients.len();
+            batch.push((received, one));
+            if rows >= ROWS_MAX {
+                self.write_batch(lock, std::mem::take(&mut batch)).await?;
+                rows = 0;
             }
         }
-        match self.store.apply_journal(lock, &sound).await {
+        self.write_batch(lock, batch).await
+    }
+
+    async fn write_batch(
+        &self,
+        lock: &mut JournalLock,
+        batch: Vec<(ReceivedEntry, Drawn)>,
+    ) -> Result<(), JournalError> {
+        let (entries, taken): (Vec<ReceivedEntry>, Vec<Drawn>) = batch.into_iter().unzip();
+        match self.store.apply_journal(lock, &entries).await {
             Ok(()) => {}
             // One of them cannot be stored: each by itself, so that only that one is set aside.
             Err(StoreError::Data { .. } | StoreError::Repeat(_)) => {
-                for (entry, one) in sound.iter().zip(taken) {
+                for (entry, one) in entries.iter().zip(taken) {
                     match self.store.apply_journal(lock, std::slice::from_ref(entry)).await {
                         Ok(()) => one.ack().await?,
                         Err(error @ StoreError::Data { .. }) => self.set_aside(one, &error.to_string()).await?,

@@ -1,8 +1,11 @@
 //! What is counted: OpenTelemetry instruments, served to Prometheus on `/metrics`.
 //!
-//! Invariant: labels are lane, template, outcome, reason: closed or small sets. Never an address, never a request id.
+//! Invariant: labels are lane, template, outcome, reason, relay, fault: closed or small sets. Never an address, never a
+//! request id.
 
-use std::time::Duration;
+mod relays;
+
+use std::{sync::Arc, time::Duration};
 
 use opentelemetry::{
     KeyValue,
@@ -11,8 +14,10 @@ use opentelemetry::{
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use crate::email::Lane;
+use crate::{email::Lane, smtp::Relays};
 
+/// What all instruments belong to.
+const METER: &str = "postrider";
 /// Seconds from publish to the relay's 250: from a millisecond on loopback to the longest rung of a ladder.
 const LATENCY_BUCKETS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 21_600.0];
@@ -21,7 +26,7 @@ const LATENCY_BUCKETS: [f64; 16] =
 pub struct Metrics {
     registry: Registry,
     // Held, because the instruments die with it.
-    _provider: SdkMeterProvider,
+    provider: SdkMeterProvider,
     accepted: Counter<u64>,
     outcomes: Counter<u64>,
     settled: Counter<u64>,
@@ -52,7 +57,7 @@ impl Metrics {
             .build()
             .map_err(|error| MetricsError(error.to_string()))?;
         let provider = SdkMeterProvider::builder().with_reader(exporter).build();
-        let meter = provider.meter("postrider");
+        let meter = provider.meter(METER);
         let info = meter.u64_gauge("postrider.build").with_description("1, labelled with the version").build();
         info.record(1, &[KeyValue::new("version", env!("CARGO_PKG_VERSION"))]);
         Ok(Self {
@@ -91,8 +96,13 @@ impl Metrics {
                 )
                 .build(),
             registry,
-            _provider: provider,
+            provider,
         })
+    }
+
+    /// Shows how these relays fare, each time somebody looks.
+    pub fn observe_relays(&self, relays: &Arc<Relays>) {
+        relays::observe(&self.provider.meter(METER), relays);
     }
 
     pub(crate) fn accepted(&self, lane: Lane, template: &str) {

@@ -61,13 +61,14 @@ pub use self::{
     settle::{Settlement, dead_letter_headers},
 };
 use crate::{
-    broker::{Delivery, Outgoing, Publisher, Topology},
+    broker::{Delivery, Publisher, Topology},
     config::{MailConfig, PipelineConfig},
     email::{EmailRequest, Lane, PerLane, Reason, Status},
     faults::{self, Point},
+    journal::{Journal, JournalError},
     metrics::Metrics,
     smtp::Relays,
-    store::{Standing, Store},
+    store::{Standing, Store, journal::Entry},
     templates::Catalogue,
 };
 
@@ -100,6 +101,8 @@ pub struct Pipeline {
     pub quarantine: Quarantine,
     /// What went out while the database was away.
     pub memory: Memory,
+    /// Where that is told, and written into the audit.
+    pub journal: Arc<Journal>,
     /// The daemon stops: hand back what has not reached the relay.
     pub stop: CancellationToken,
 }
@@ -114,13 +117,17 @@ enum Fate {
     /// To be tried again; the row says so since this delivery.
     Retry(Duration, Tries),
     /// To be looked at again; nothing new was decided.
-    Wait(Duration),
+    Wait(Duration, Tries),
+    /// The same, because somebody else may have it on the wire.
+    Busy(Tries),
     /// Over, and not well: a dead letter is owed.
     Dead { recipient: String, reason: Reason, error: String, attempts: i32 },
     /// A stage panicked on it, with these words; nothing was sent.
     Crashed(String),
     /// The daemon stops, or the database is away.
     HandBack,
+    /// The daemon stops before its outcome could be written down anywhere.
+    Unwritten,
 }
 
 /// Why a message cannot go on now.
@@ -136,8 +143,8 @@ enum Halt {
 /// What a delivery came to.
 struct Carried {
     settlement: Settlement,
-    /// Entries of the journal that are owed once the settlement is confirmed, before the acknowledgement.
-    afterwards: Vec<Outgoing>,
+    /// Entries of the journal that are owed: once the settlement is confirmed, before the acknowledgement.
+    afterwards: Vec<Entry>,
 }
 
 impl From<Settlement> for Carried {
@@ -166,10 +173,11 @@ impl Pipeline {
             let suspicion = self.suspicion(&delivery).await;
             let is_counted = !matches!(suspicion, Suspicion::None);
             let carried = self.carry_under(&delivery, suspicion).await;
-            if is_counted && carried.settlement.leaves_the_queue() {
-                self.forget_suspicion(&delivery).await;
-            }
+            let key = (is_counted && carried.settlement.leaves_the_queue()).then(|| delivery.crash_key());
             self.settle(delivery, carried).await;
+            if let Some(key) = key {
+                self.forget_suspicion(lane, &key).await;
+            }
         }
         .instrument(span)
         .await;
@@ -187,7 +195,9 @@ impl Pipeline {
         }
         // The stages see a reference, so that a panic in one of them cannot swallow the delivery.
         match AssertUnwindSafe(self.process(delivery)).catch_unwind().await {
-            Ok(Carried { settlement: Settlement::Crashed(words), .. }) => self.crashed(delivery, words).await.into(),
+            Ok(Carried { settlement: Settlement::Crashed(words), afterwards }) => {
+                Carried { settlement: self.crashed(delivery, words).await, afterwards }
+            }
             Ok(carried) => carried,
             Err(panic) => self.crashed(delivery, words_of(panic.as_ref())).await.into(),
         }
@@ -196,27 +206,22 @@ impl Pipeline {
     /// The whole way, with the database or, in the fast lane, without it.
     async fn process(&self, delivery: &Delivery) -> Carried {
         let lane = delivery.envelope.lane;
-        loop {
-            let mut went = Err(Halt::Away);
-            if self.store.is_up() && !self.went_out_without_store(delivery) {
-                went = self.process_with_store(delivery).await;
+        let mut went = Err(Halt::Away);
+        if self.store.is_up() {
+            went = self.process_with_store(delivery).await;
+        }
+        if matches!(went, Err(Halt::Away)) && lane == Lane::Fast {
+            went = self.process_without_store(delivery).await;
+        }
+        match went {
+            Ok(carried) => carried,
+            Err(Halt::Refused(why)) => {
+                Settlement::unreadable(Reason::Malformed, format!("cannot be recorded: {why}")).into()
             }
-            if matches!(went, Err(Halt::Away)) && lane == Lane::Fast {
-                went = self.process_without_store(delivery).await;
-            }
-            match went {
-                Ok(carried) => return carried,
-                Err(Halt::Refused(why)) => {
-                    return Settlement::unreadable(Reason::Malformed, format!("cannot be recorded: {why}")).into();
-                }
-                // The other lanes are paused, and hold nothing; a mail of the fast one may need the database all the same.
-                Err(Halt::Away) if lane == Lane::Fast => tokio::select! {
-                    () = self.stop.cancelled() => return Settlement::HandBack.into(),
-                    () = delivery.gone.cancelled() => return Settlement::HandBack.into(),
-                    () = self.store.wait_until_back() => {}
-                },
-                Err(Halt::Away | Halt::Stopped) => return Settlement::HandBack.into(),
-            }
+            // A mail of the fast lane that needs the database all the same waits where it is in nobody's way.
+            Err(Halt::Away) if lane == Lane::Fast => Settlement::for_store(&delivery.envelope).into(),
+            // The other lanes are paused, and hold nothing.
+            Err(Halt::Away | Halt::Stopped) => Settlement::HandBack.into(),
         }
     }
 
@@ -226,10 +231,40 @@ impl Pipeline {
             Ok(decoded) => decoded,
             Err(settlement) => return Ok(settlement.into()),
         };
+        if envelope.lane == Lane::Fast && envelope.generation == 0 {
+            if self.memory.knew_lately(request.id) {
+                // This daemon sent it without the database a moment ago, and the audit may not know it yet.
+                return Err(Halt::Away);
+            }
+            if envelope.may_be_known() {
+                // Another daemon may have.
+                self.catch_up().await?;
+            }
+            // From here on its rows decide.
+            self.memory.forget(request.id);
+        }
         let rendering = self.render(envelope, &request, published_at).await?;
         faults::reached_by(Point::Rendered, request.id);
         self.metrics.accepted(envelope.lane, rendering.label());
         self.admit_and_deliver(delivery, &request, published_at, &rendering).await
+    }
+
+    /// Brings the audit up to date with what the fast lane sent without a database.
+    async fn catch_up(&self) -> Result<(), Halt> {
+        match self.journal.write_all().await {
+            Ok(_) => Ok(()),
+            Err(JournalError::Store(error)) => {
+                if error.is_away() {
+                    self.store.note_away(&error);
+                }
+                Err(Halt::Away)
+            }
+            // Whatever is in it, nobody else can read it now either; the rows that are there decide.
+            Err(JournalError::Broker(error)) => {
+                tracing::warn!(%error, "cannot look into the fast lane's journal");
+                Ok(())
+            }
+        }
     }
 
     /// A request that can be carried out in this lane, or how it ends here.
@@ -313,9 +348,9 @@ impl Pipeline {
         match (standing, place) {
             (Standing::Claimed(claim), Some(place)) => self.deliver(message, index, claim, place).await,
             // A claim is only asked for with a place in hand; whatever else this is, it is looked at again later.
-            (Standing::Claimed(_) | Standing::Ready, _) => Fate::Wait(Duration::ZERO),
-            (Standing::NotDue(due_in), _) => Fate::Wait(due_in),
-            (Standing::Busy, _) => Fate::Wait(Duration::ZERO),
+            (Standing::Claimed(_) | Standing::Ready, _) => Fate::Wait(Duration::ZERO, Tries::default()),
+            (Standing::NotDue(due_in, attempts, deferrals), _) => Fate::Wait(due_in, Tries { attempts, deferrals }),
+            (Standing::Busy(attempts, deferrals), _) => Fate::Busy(Tries { attempts, deferrals }),
             (Standing::Stopped(status), _) => Fate::Over(status),
             (Standing::Settled(_), _) => Fate::Duplicate,
             (Standing::Failed { reason, error, attempts }, _) => {

@@ -22,7 +22,7 @@ use crate::{
     broker::{
         BrokerError, Outgoing, Publisher,
         delivery::{
-            COPY, CRASHES, GENERATION, PENDING, PUBLISHED_AT, REPLAYED_AT, ROUTING_KEY, TEMPLATE_VERSION,
+            COPY, CRASHES, DOUBTFUL, GENERATION, PENDING, PUBLISHED_AT, REPLAYED_AT, ROUTING_KEY, TEMPLATE_VERSION,
             is_brokers_own,
         },
         topology,
@@ -43,7 +43,7 @@ use crate::{
 /// Letters that a plan looks at together.
 const PLANNED_AT_ONCE: usize = 500;
 /// What retry copies say of themselves and of those who still wait, and what their first claim has fixed.
-const OF_RETRY_COPIES: [&str; 3] = [COPY, PENDING, TEMPLATE_VERSION];
+const OF_RETRY_COPIES: [&str; 4] = [COPY, DOUBTFUL, PENDING, TEMPLATE_VERSION];
 
 /// Why a replay stopped.
 #[derive(Debug, thiserror::Error)]
@@ -192,6 +192,7 @@ fn read(content: LetterContent, rules: &PipelineConfig) -> Option<PayloadHash> {
         is_copy: false,
         crashes: 0,
         pending: None,
+        is_doubtful: false,
         template_version: None,
         redelivered: false,
         replayed_at: None,

@@ -3,13 +3,13 @@
 //!
 //! ```text
 //! Relays::place(lane) -> Place          waits for a connection; faults of a relay are waited out, never reported
-//! Place::send(mail)   -> SendReport     one transaction; what the relay said, and at which step
-//! classify(report)    -> Outcome        pure: what that means for the recipient
+//! Place::send(mail)   -> Sent           one transaction; what the relay said, and at which step
+//! Sent::outcome()     -> Outcome        what that means for the recipient: `classify`, which is pure, and the relay's record
 //! ```
 //!
 //! Invariant: success is a 2xx reply to the final dot and nothing else.
 //! Invariant: a connection that owes a reply, or that said anything out of turn, is closed and never used again.
-//! Invariant: lanes share neither connections nor permits; they share what is known about a relay's health.
+//! Invariant: lanes share neither connections nor permits; they share what is known about a relay's health, and its pace.
 //! Deliberately absent: opportunistic TLS, several recipients in one transaction, sending twice what may have been accepted.
 
 /// What the relay answered: bytes to replies, and replies to outcomes.
@@ -36,11 +36,24 @@ mod transaction;
 /// Whether a relay may be connected to.
 mod breaker;
 
-/// The relays in order of preference, and the places on their connections.
+/// Whether a relay that can be connected to deals with mails.
+mod trial;
+
+/// How fast mails may go to a relay that throttles.
+mod pace;
+
+/// One relay.
+mod relay;
+
+/// A place on a connection, and what is learned from the mail that it carried.
+mod place;
+
+/// The relays in order of preference.
 mod relays;
 
 pub use fault::{RelayError, RelayFault};
-pub use relays::{Place, RelayHealth, RelayState, Relays};
+pub use place::{Again, Place, Sent};
+pub use relays::{RelayHealth, RelayState, Relays};
 pub use reply::classify;
 pub use session::Capabilities;
 pub use tls::TlsSetupError;

@@ -51,7 +51,10 @@ pub mod dead;
 /// Sending them on their way again.
 pub mod replay;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -80,6 +83,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The same for the fast lane's claims and outcomes: an incident goes on without a database that is only silent.
 const FAST_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A database that was not looked for this long is sound.
+const SOUND_AFTER: Duration = Duration::from_secs(30);
+/// Beyond this many looks the pause is the longest anyway.
+const LOOKS_MAX: usize = 16;
 /// Longest pause between two looks whether the database is back.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -94,6 +101,8 @@ pub struct Store {
     held: Arc<held::HeldClaims>,
     gatherers: Gatherers,
     health: watch::Sender<StoreHealth>,
+    /// Looks for a database that was away lately, and when the last was.
+    looks: Mutex<(usize, Instant)>,
     suppressed: suppressions::Suppressed,
 }
 
@@ -156,6 +165,7 @@ impl Store {
             held: Arc::default(),
             gatherers,
             health: watch::Sender::new(StoreHealth::Up),
+            looks: Mutex::new((0, Instant::now())),
             suppressed: suppressions::Suppressed::default(),
         }))
     }
@@ -252,7 +262,7 @@ impl Store {
                 options.get_port()
             ))),
             Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(StoreError::Away(format!("no answer within {} s", ACQUIRE_TIMEOUT.as_secs()))),
+            Err(_) => Err(StoreError::silent(ACQUIRE_TIMEOUT)),
         }
     }
 
@@ -321,12 +331,29 @@ impl Store {
 
     /// One prober for everybody who waits, so that a database that comes back is not met by a crowd.
     async fn probe_until_back(&self) {
-        let mut pauses = ExponentialBackoff::from_millis(2).factor(125).max_delay(PROBE_PAUSE_MAX).map(jitter);
-        // A write: a database that has no room, or became read-only, answers `select 1` as well.
-        while self.renew_lease().await.is_err() {
-            tokio::time::sleep(pauses.next().unwrap_or(PROBE_PAUSE_MAX)).await;
+        loop {
+            let looks = self.looks_before_next();
+            if looks > 0 {
+                let pauses = ExponentialBackoff::from_millis(2).factor(125).max_delay(PROBE_PAUSE_MAX);
+                let pause = pauses.map(jitter).nth(looks - 1).unwrap_or(PROBE_PAUSE_MAX);
+                tokio::time::sleep(pause).await;
+            }
+            // A write: a database that has no room, or became read-only, answers `select 1` as well.
+            if self.renew_lease().await.is_ok() {
+                break;
+            }
         }
         self.health.send_replace(StoreHealth::CatchingUp);
+    }
+
+    /// How often it was looked for in vain, or found only to be lost again at once: the pause grows with that, so that a
+    /// database that takes one statement and not the next is not beset either.
+    fn looks_before_next(&self) -> usize {
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, last) = *looks;
+        let count = if last.elapsed() > SOUND_AFTER { 0 } else { count };
+        *looks = ((count + 1).min(LOOKS_MAX), Instant::now());
+        count
     }
 
     /// Closes the pools once their connections are handed back.
@@ -345,7 +372,7 @@ async fn within_limit<T>(statement: impl Future<Output = Result<T, StoreError>>)
 async fn within<T>(limit: Duration, statement: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     match tokio::time::timeout(limit, statement).await {
         Ok(answer) => answer,
-        Err(_) => Err(StoreError::Away(format!("no answer within {} s", limit.as_secs()))),
+        Err(_) => Err(StoreError::silent(limit)),
     }
 }
 

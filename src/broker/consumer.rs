@@ -18,7 +18,10 @@ use lapin::{
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, watch},
+    time::timeout,
+};
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -27,6 +30,9 @@ use crate::email::Lane;
 
 /// Longest pause before subscribing again.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How long the broker may take to give or take back a subscription, connecting to it included.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// Whether a queue is being consumed, for readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +128,8 @@ impl Consumers {
             }
             let subscribed = tokio::select! {
                 () = stop.cancelled() => break,
-                subscribed = self.subscribe(&subscription, channel.take()) => subscribed,
+                subscribed = timeout(ANSWER_MAX, self.subscribe(&subscription, channel.take())) => subscribed
+                    .unwrap_or(Err(BrokerError::TimedOut { limit: ANSWER_MAX, doing: "subscribing" })),
             };
             let end = match subscribed {
                 Ok((fresh, consumer)) => {
@@ -244,9 +251,14 @@ impl Consumers {
         };
         // An orderly end: what has begun goes on, and its acknowledgement still counts.
         let gone = lost.disarm();
-        if let Err(error) = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await {
-            tracing::debug!(%error, "could not cancel the consumer; the broker hands its messages to others");
-            return end;
+        let cancelling = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        match timeout(ANSWER_MAX, cancelling).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "could not cancel the consumer; the broker hands its messages to others");
+                return end;
+            }
+            Err(_) => return end,
         }
         // What the broker had sent already and nobody has started: back to the queue at once, in its old place.
         while let Some(Ok(delivery)) = consumer.next().await {

@@ -13,6 +13,9 @@ use lapin::{
 
 use super::{BrokerError, Link, Topology};
 
+/// A draw ends when it holds this much, whatever the number of messages.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Takes from a queue by hand (`basic.get`).
 pub struct Drawer {
     link: Arc<Link>,
@@ -56,16 +59,17 @@ impl Drawer {
         }
     }
 
-    /// Draws at most this many.
+    /// Draws at most this many, and fewer if they are large.
     ///
     /// # Errors
     /// When the broker goes away; what was drawn goes back.
     pub async fn draw(&self, queue: &str, most: usize) -> Result<Vec<Drawn>, BrokerError> {
         let channel = Arc::new(self.link.get().await.create_channel().await?);
-        let mut drawn = Vec::new();
-        while drawn.len() < most {
+        let (mut drawn, mut bytes) = (Vec::new(), 0);
+        while drawn.len() < most && bytes < BYTES_MAX {
             let Some(got) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? else { break };
             let delivery = got.delivery;
+            bytes += delivery.data.len();
             drawn.push(Drawn {
                 body: Bytes::from(delivery.data),
                 headers: delivery.properties.headers().clone().unwrap_or_default(),

@@ -201,13 +201,13 @@ impl Link {
         BrokerError::Unreachable(words)
     }
 
-    /// Lets a connection go that does not answer, without waiting for it to say goodbye.
-    pub async fn give_up(&self) {
-        let taken = self.current.lock().await.take();
-        if let Some(connection) = taken {
-            self.state.send_replace(LinkState::Down("it does not answer".to_owned()));
-            tokio::spawn(async move { drop(connection.close(320, "no answer".into()).await) });
-        }
+    /// Lets this connection go, which does not answer, without waiting for it to say goodbye. One that has taken its place
+    /// meanwhile stays.
+    pub async fn give_up(&self, silent: &Arc<Connection>) {
+        let mut current = self.current.lock().await;
+        let Some(connection) = current.take_if(|connection| Arc::ptr_eq(connection, silent)) else { return };
+        self.state.send_replace(LinkState::Down("it does not answer".to_owned()));
+        tokio::spawn(async move { drop(connection.close(320, "no answer".into()).await) });
     }
 
     /// Closes the connection in an orderly way, if it stands.

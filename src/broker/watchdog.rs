@@ -5,7 +5,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use lapin::Channel;
+use lapin::{Channel, Connection};
 
 use super::{BrokerError, Link, consumer::Pulse, drawer};
 
@@ -44,15 +44,16 @@ pub(super) async fn watch(link: &Link, channel: &Channel, queue: &str, pulse: &P
     let mut looking = None;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
+        let connection = link.get().await;
         if !channel.status().connected() {
             return "the channel is closed".to_owned();
         }
-        let count = match tokio::time::timeout(ANSWER_MAX, look(link, &mut looking, queue)).await {
+        let count = match tokio::time::timeout(ANSWER_MAX, look(&connection, &mut looking, queue)).await {
             Ok(Ok(count)) => count,
             Ok(Err(error)) => return error.to_string(),
             // Nobody answers: the connection is given up, or the next subscription would ask the same one.
             Err(_) => {
-                link.give_up().await;
+                link.give_up(&connection).await;
                 return format!("the broker does not answer within {} s", ANSWER_MAX.as_secs());
             }
         };
@@ -71,10 +72,14 @@ pub(super) async fn watch(link: &Link, channel: &Channel, queue: &str, pulse: &P
 }
 
 /// Asks over a channel of its own, which a refusal would close.
-async fn look(link: &Link, looking: &mut Option<Channel>, queue: &str) -> Result<drawer::Count, BrokerError> {
+async fn look(
+    connection: &Connection,
+    looking: &mut Option<Channel>,
+    queue: &str,
+) -> Result<drawer::Count, BrokerError> {
     let channel = match looking.take().filter(|channel| channel.status().connected()) {
         Some(channel) => channel,
-        None => link.get().await.create_channel().await?,
+        None => connection.create_channel().await?,
     };
     let counted = drawer::count(&channel, queue).await?;
     *looking = Some(channel);

@@ -20,8 +20,19 @@ const LANE_KEYS: [(&str, &str); 4] = [
     ("age_max", "EMAIL_AGE_MAX"),
 ];
 /// Keys of `[[relays]]`.
-pub(super) const RELAY_KEYS: [&str; 8] =
-    ["name", "host", "port", "tls", "ca_file", "user", "password", "password_file"];
+pub(super) const RELAY_KEYS: [&str; 11] = [
+    "name",
+    "host",
+    "port",
+    "tls",
+    "ca_file",
+    "user",
+    "password",
+    "password_file",
+    "connections_fast",
+    "connections_standard",
+    "connections_bulk",
+];
 /// What the file may hold.
 const SHAPE: &str = "a TOML file of [settings], [lanes.fast], [lanes.standard], [lanes.bulk] and [[relays]]";
 

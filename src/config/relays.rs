@@ -8,9 +8,10 @@ use super::{
     Fault, RelayConfig, RelayCredentials, RelayTls, Setting, SmtpConfig,
     file::RelayTable,
     parse::{self, Parsed},
-    read::{Reader, Recorded, secret},
+    read::{Reader, Recorded, lane_name, secret},
     source::{Found, content, known_name},
 };
+use crate::email::{Lane, PerLane};
 
 /// What SMTPS listens on: TLS from the first byte (RFC 8314 §3.3).
 const IMPLICIT_TLS_PORT: u16 = 465;
@@ -107,8 +108,15 @@ fn single(r: &mut Reader<'_>) -> Result<RelayConfig, Recorded> {
         true if port == IMPLICIT_TLS_PORT => RelayTls::Implicit,
         true => RelayTls::StartTls,
     };
-    let relay =
-        RelayConfig { name: host_and_port(&host, port), host, port, tls, ca_file: ca_file?, credentials: credentials? };
+    let relay = RelayConfig {
+        name: host_and_port(&host, port),
+        host,
+        port,
+        tls,
+        ca_file: ca_file?,
+        credentials: credentials?,
+        connections: PerLane::from_fn(|_| None),
+    };
     warn_of_bare_password(r, &relay);
     Ok(relay)
 }
@@ -126,6 +134,7 @@ fn listed(r: &mut Reader<'_>, table: &RelayTable) -> Result<RelayConfig, Recorde
     let from_file = value(r, table, "password_file", "the path of a file with the password", |text| {
         content(text.as_ref()).map(|password| secret(&password))
     });
+    let connections = PerLane::from_fn(|lane| connections(r, table, lane));
     let password = match (password, from_file) {
         (Ok(Some(_)), Ok(Some(_))) => {
             Err(fault(r, table, "password", "is set twice: also password_file is set, keep one"))
@@ -160,9 +169,26 @@ fn listed(r: &mut Reader<'_>, table: &RelayTable) -> Result<RelayConfig, Recorde
         tls,
         ca_file: ca_file?,
         credentials: credentials?,
+        connections: PerLane { fast: connections.fast?, standard: connections.standard?, bulk: connections.bulk? },
     };
     warn_of_bare_password(r, &relay);
     Ok(relay)
+}
+
+/// The relay's own limit of a lane's connections. One without a delivery to carry is one too many.
+fn connections(r: &mut Reader<'_>, table: &RelayTable, lane: Lane) -> Result<Option<usize>, Recorded> {
+    let key = format!("connections_{lane}");
+    let accepted = accepts(&lane_name("SMTP_CONNECTIONS", lane));
+    let limit = value(r, table, &key, accepted, parse::number(1..=500_usize))?;
+    let prefetch = lane_name("EMAIL_PREFETCH", lane);
+    match (limit, r.peek(&prefetch, parse::number(1..=2000_usize))) {
+        (Some(limit), Some(held)) if limit > held => {
+            let setting = format!("{}.{key} (in {})", table.key, r.settings.file.path);
+            let problem = format!("is {limit}, more than the {held} of {prefetch}");
+            Err(r.record(Fault { setting, problem, accepts: format!("accepts {accepted}") }))
+        }
+        (limit, _) => Ok(limit),
+    }
 }
 
 fn value<T>(

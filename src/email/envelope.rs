@@ -27,6 +27,8 @@ pub struct Envelope {
     pub crashes: i32,
     /// `x-pending`: who is still to get it, for a daemon that cannot ask the database.
     pub pending: Option<String>,
+    /// `x-doubtful`: somebody else may have had it on the wire when this copy was made.
+    pub is_doubtful: bool,
     /// `x-template-version`: what the first claim fixed, likewise.
     pub template_version: Option<i32>,
     /// The broker says that it has delivered this before.

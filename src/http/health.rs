@@ -8,13 +8,13 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Admin, problem::Problem};
 use crate::{
     broker::{ConsumerState, link::LinkState},
     email::Lane,
-    smtp::RelayState,
+    smtp::{RelayHealth, RelayState},
     store::StoreHealth,
 };
 
@@ -22,14 +22,39 @@ pub(super) async fn livez() -> &'static str {
     "alive\n"
 }
 
-/// 200 when nothing is known to stand in a mail's way, else 503; each reason by name. A relay is known by its last use.
+/// 200 when nothing is known to stand in a mail's way, else 503; each reason by name, and how each relay fares. A relay is
+/// known by its last use; one that works is enough, and one that is paced works.
 pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    let reasons = reasons(&admin);
+    let relays = admin.relays.health();
+    let reasons = reasons(&admin, &relays);
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons }))).into_response()
+    let relays: Vec<Value> = relays.iter().map(relay_json).collect();
+    (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "relays": relays }))).into_response()
 }
 
-fn reasons(admin: &Admin) -> Vec<String> {
+fn relay_json(relay: &RelayHealth) -> Value {
+    let mut shown = json!({ "name": relay.name, "state": relay.state_name() });
+    match &relay.state {
+        RelayState::Untried | RelayState::Up => {}
+        RelayState::Down { error, since, retry_at } => {
+            shown["fault"] = json!(error.fault.name());
+            shown["error"] = json!(error.to_string());
+            shown["since"] = json!(since);
+            shown["retry_at"] = json!(retry_at);
+        }
+        RelayState::OnTrial { error, since } => {
+            shown["fault"] = json!(error.fault.name());
+            shown["error"] = json!(error.to_string());
+            shown["since"] = json!(since);
+        }
+    }
+    if let Some(mails_per_second) = relay.mails_per_second {
+        shown["mails_per_second"] = json!((mails_per_second * 100.0).round() / 100.0);
+    }
+    shown
+}
+
+fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
     let mut reasons = Vec::new();
     reasons.extend(admin.starting.borrow().clone());
     match &*admin.store.health().borrow() {
@@ -54,16 +79,14 @@ fn reasons(admin: &Admin) -> Vec<String> {
             ConsumerState::Stopped => reasons.push(format!("lane {lane}: stopped")),
         }
     }
-    let relays = admin.relays.health();
-    let down: Vec<String> = relays
-        .iter()
-        .filter_map(|relay| match &relay.state {
-            RelayState::Down { error, .. } => Some(format!("relay {}: {}: {error}", relay.name, error.fault)),
-            RelayState::Untried | RelayState::Up => None,
-        })
-        .collect();
+    let down = relays.iter().filter_map(|relay| match &relay.state {
+        RelayState::Down { error, .. } | RelayState::OnTrial { error, .. } => {
+            Some(format!("relay {}: {}: {error}", relay.name, error.fault))
+        }
+        RelayState::Untried | RelayState::Up => None,
+    });
     // One relay that works is enough.
-    if down.len() == relays.len() {
+    if !relays.iter().any(RelayHealth::is_usable) {
         reasons.extend(down);
     }
     reasons

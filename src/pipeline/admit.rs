@@ -3,7 +3,10 @@
 //! Invariant: a claim is asked for only with a place in hand, and only while this daemon's lease is good.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,9 +14,9 @@ use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{CRASHES_MAX, Carried, Fate, Halt, Pipeline, render::Rendering, settle::Settlement};
+use super::{CRASHES_MAX, Carried, Fate, Halt, Pipeline, pending::Tries, render::Rendering, settle::Settlement};
 use crate::{
-    broker::{Delivery, Outgoing},
+    broker::Delivery,
     email::{
         AttachmentContent, EmailAddress, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind,
         UnknownPolicy, identity::row_id,
@@ -23,8 +26,12 @@ use crate::{
     store::{
         Admission, AtWork, AttachmentRow, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, StoreError,
         StoreHealth, UnknownRule, Words,
+        journal::{Ended, Entry, Step},
     },
 };
+
+/// How long the store may take for what is not a batch: a host that lost its power sends no farewell.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
 
 /// One delivery's request with everything that was made of it.
 pub(super) struct Message<'a> {
@@ -40,7 +47,9 @@ pub(super) struct Message<'a> {
     /// It goes without the database.
     is_journaled: bool,
     /// Entries of the journal that are owed once the settlement is confirmed.
-    afterwards: Mutex<Vec<Outgoing>>,
+    afterwards: Mutex<Vec<Entry>>,
+    /// The files' bytes are in the journal.
+    has_told_files: AtomicBool,
     /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
     identities: Vec<Identity>,
     unknown: UnknownRule,
@@ -91,6 +100,7 @@ impl<'a> Message<'a> {
             claims,
             is_journaled: false,
             afterwards: Mutex::default(),
+            has_told_files: AtomicBool::new(false),
             identities,
             unknown,
         }
@@ -125,8 +135,33 @@ impl<'a> Message<'a> {
     }
 
     /// An entry of the journal that must not be published before the settlement is.
-    pub(super) fn journal_afterwards(&self, entry: Outgoing) {
+    pub(super) fn journal_afterwards(&self, entry: Entry) {
         self.afterwards.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    }
+
+    /// What is owed to the journal for a recipient, in the parts that memory keeps.
+    pub(super) fn entry_of(&self, hash: &[u8; 32]) -> Option<(Tries, Uuid, Ended)> {
+        let hash = hex::encode(hash);
+        let owed = self.afterwards.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = owed.iter().find(|entry| entry.recipient_hash == hash)?;
+        let Step::Ended(ended) = &entry.step else { return None };
+        let tries = Tries { attempts: ended.attempts, deferrals: entry.round };
+        Some((tries, entry.token, (**ended).clone()))
+    }
+
+    /// Whether the files' bytes must still go into the journal; says so once.
+    pub(super) fn owes_files(&self) -> bool {
+        !self.has_told_files.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether somebody else may have sent it, of whom nobody could be asked.
+    pub(super) const fn is_doubtful(&self) -> bool {
+        self.envelope.redelivered || self.envelope.is_doubtful
+    }
+
+    /// A claim that may exist is void: nothing was sent under it.
+    pub(super) fn give_up_claim(&self, index: usize) {
+        self.claims.give_up(self.identities[index].token);
     }
 
     /// What the recipients' fates come to.
@@ -214,6 +249,7 @@ impl<'a> Message<'a> {
         domain: &str,
         now: DateTime<Utc>,
         may_be_known: bool,
+        counts_crashes: bool,
     ) -> Arc<ClaimRequest> {
         let words: Option<Arc<Words>> = self.rendering.words.as_ref().ok().cloned();
         let recipients = indexes
@@ -257,6 +293,7 @@ impl<'a> Message<'a> {
             unknown: self.unknown,
             crash_key: self.crash_key,
             crashes_max: CRASHES_MAX,
+            counts_crashes,
             may_be_known,
         })
     }
@@ -314,6 +351,7 @@ impl Pipeline {
             &self.mail.message_id_domain,
             now,
             message.envelope.may_be_known(),
+            true,
         );
         Ok(match self.claim(message, &asked).await? {
             Admission::Known(standings) => Ok((standings, place)),
@@ -330,28 +368,27 @@ impl Pipeline {
         place: Option<Place>,
     ) -> Result<(Standing, Option<Place>), Fate> {
         // In the fast lane a copy waits for those who could not be claimed, and goes on without a database.
-        let halted = |_: Halt| if message.lane() == Lane::Fast { Fate::Wait(Duration::ZERO) } else { Fate::HandBack };
+        let later = || Fate::Wait(Duration::ZERO, Tries::default());
+        let halted = || if message.lane() == Lane::Fast { later() } else { Fate::HandBack };
         let place = match place {
             Some(place) => place,
             None => match self.place_with_store(message).await {
                 Ok(place) => place,
                 Err(Halt::Stopped) => return Err(Fate::HandBack),
-                Err(halt) => return Err(halted(halt)),
+                Err(Halt::Away | Halt::Refused(_)) => return Err(halted()),
             },
         };
         let now = Utc::now();
-        let asked = message.claim_request(index..=index, Some(index), &self.mail.message_id_domain, now, true);
+        let asked = message.claim_request(index..=index, Some(index), &self.mail.message_id_domain, now, true, false);
         match self.claim(message, &asked).await {
             Ok(Admission::Known(mut standings)) => match standings.pop() {
                 Some(standing) => Ok((standing, Some(place))),
-                None => Err(Fate::Wait(Duration::ZERO)),
+                None => Err(later()),
             },
             // The request was ours a moment ago; whatever this is, a later copy will see it whole.
-            Ok(Admission::OldCopy | Admission::Conflict { .. }) | Err(Halt::Refused(_)) => {
-                Err(Fate::Wait(Duration::ZERO))
-            }
+            Ok(Admission::OldCopy | Admission::Conflict { .. }) | Err(Halt::Refused(_)) => Err(later()),
             Err(Halt::Stopped) => Err(Fate::HandBack),
-            Err(halt @ Halt::Away) => Err(halted(halt)),
+            Err(Halt::Away) => Err(halted()),
         }
     }
 
@@ -396,7 +433,8 @@ impl Pipeline {
         Fut: Future<Output = Result<T, StoreError>>,
     {
         loop {
-            match call().await {
+            let answer = tokio::time::timeout(ANSWER_MAX, call()).await;
+            match answer.unwrap_or_else(|_| Err(StoreError::silent(ANSWER_MAX))) {
                 Ok(value) => return Ok(value),
                 Err(error) if error.is_away() => {
                     self.store.note_away(&error);

@@ -10,14 +10,11 @@ use uuid::Uuid;
 
 use super::{Fate, Pipeline, admit::Message, pending::Tries};
 use crate::{
-    email::{
-        AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, SendReport,
-        Status,
-    },
+    email::{AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, Status},
     faults::{self, Point},
     mime,
     retry::{self, Verdict},
-    smtp::{OutgoingMail, Place, classify},
+    smtp::{Again, OutgoingMail, Place},
     store::{Claim, Finish, NewStatus, OutcomeRow, StoreError, Words},
 };
 
@@ -64,33 +61,39 @@ impl Tried {
 impl Pipeline {
     pub(super) async fn deliver(&self, message: &Message<'_>, index: usize, claim: Claim, place: Place) -> Fate {
         let lane = message.lane();
-        // A panic must not leave the row in `sending` under a lease that this daemon goes on renewing.
-        let built = AssertUnwindSafe(self.build(message, index, &claim)).catch_unwind().await;
         let mut crash = None;
-        let tried = match built {
-            Ok(Ok((to, bytes))) => {
-                let sending = AssertUnwindSafe(self.send(message, &to, &bytes, place)).catch_unwind();
-                let sent = self.on_wire(lane, claim.crashes, message.crash_key(), sending).await;
-                sent.unwrap_or_else(|_| {
-                    tracing::error!("sending panicked: the outcome is unknown");
-                    Tried::without_relay(Outcome::Unknown { error: "a stage panicked while sending".to_owned() })
-                })
-            }
-            Ok(Err(error)) => Tried::without_relay(Outcome::Rejected { phase: Phase::Mail, reply: None, error }),
-            Err(panic) => {
-                crash = Some(super::words_of(panic.as_ref()));
-                let error = "a stage panicked while the message was built".to_owned();
-                Tried::without_relay(Outcome::Deferred { phase: Phase::Mail, reply: None, error, counted: false })
+        // Built and sent under one eye: a mail whose workers died may do so in either.
+        let trying = async {
+            // A panic must not leave the row in `sending` under a lease that this daemon goes on renewing.
+            match AssertUnwindSafe(self.build(message, index, &claim)).catch_unwind().await {
+                Ok(Ok((to, bytes))) => {
+                    let sending = AssertUnwindSafe(self.send(message, &to, &bytes, place)).catch_unwind().await;
+                    sending.unwrap_or_else(|_| {
+                        tracing::error!("sending panicked: the outcome is unknown");
+                        Tried::without_relay(Outcome::Unknown { error: "a stage panicked while sending".to_owned() })
+                    })
+                }
+                Ok(Err(error)) => Tried::without_relay(Outcome::Rejected { phase: Phase::Mail, reply: None, error }),
+                Err(panic) => {
+                    crash = Some(super::words_of(panic.as_ref()));
+                    let error = "a stage panicked while the message was built".to_owned();
+                    Tried::without_relay(Outcome::Deferred { phase: Phase::Mail, reply: None, error, counted: false })
+                }
             }
         };
+        let tried = self.on_wire(lane, claim.crashes, message.crash_key(), trying).await;
         let verdict = self.decide(message, &claim, &tried);
         let latency = (tried.ended_at - message.published_at).to_std().unwrap_or_default();
         let mut row = outcome_row(&claim, &tried, &verdict, latency);
         let error = row.error.clone().unwrap_or_default();
         faults::reached(Point::OutcomeDue);
+        let mut is_journaled = false;
         let finish = loop {
             if !message.needs_lease() {
-                break self.journal_outcome(message, index, &claim, &row).await;
+                if !self.journal_outcome(message, index, &claim, &row).await {
+                    return Fate::Unwritten;
+                }
+                break Finish::Recorded;
             }
             match self.store.finish(lane, row.clone()).await {
                 Ok(finish) => break finish,
@@ -104,7 +107,11 @@ impl Pipeline {
                 Err(error) => {
                     self.store.note_away(&error);
                     if lane == Lane::Fast {
-                        break self.journal_outcome(message, index, &claim, &row).await;
+                        if !self.journal_outcome(message, index, &claim, &row).await {
+                            return Fate::Unwritten;
+                        }
+                        is_journaled = true;
+                        break Finish::Recorded;
                     }
                     self.store.wait_until_back().await;
                 }
@@ -114,7 +121,7 @@ impl Pipeline {
         self.tell(message, &tried, &verdict, latency);
         if finish == Finish::LeaseLost {
             tracing::warn!(message.id = %claim.id, "the lease ran out while sending; whoever took the row over decides");
-            return Fate::Wait(Duration::ZERO);
+            return Fate::Busy(Tries { attempts: claim.attempts, deferrals: claim.deferrals });
         }
         if let Some(words) = crash {
             return Fate::Crashed(words);
@@ -127,18 +134,24 @@ impl Pipeline {
             error: error.clone(),
             attempts,
         };
-        match verdict {
+        let fate = match verdict {
             Verdict::Sent => Fate::Over(Status::Sent),
             Verdict::Retry { due_in, .. } | Verdict::Unknown { due_in } => Fate::Retry(due_in, tries),
             Verdict::Held => dead(Reason::OutcomeUnknown),
             Verdict::Failed { reason, .. } => dead(reason),
+        };
+        if is_journaled {
+            // Claimed with the database, ended without it: a redelivery must find that out from somebody.
+            self.remember(message, index, &fate);
         }
+        fate
     }
 
     pub(super) async fn send(&self, message: &Message<'_>, to: &EmailAddress, bytes: &[u8], place: Place) -> Tried {
         let mail = OutgoingMail { from: &self.mail.from, to, message: bytes };
         let mut place = place;
         let mut stale = 0;
+        let mut refused_by: Vec<String> = Vec::new();
         loop {
             // The claim, or the wait for another connection, may have taken until past either.
             if message.is_expired() {
@@ -149,19 +162,51 @@ impl Pipeline {
             }
             faults::reached_by(Point::Send, message.request.id);
             let relay = place.relay_name().to_owned();
-            let report = place.send(&mail).await;
+            let sent = place.send(&mail).await;
             let ended_at = Utc::now();
-            let nothing_happened = matches!(report, SendReport::Broken { phase: Phase::Mail, .. });
-            if nothing_happened && stale < STALE_CONNECTIONS_MAX {
-                // An idle connection that the relay had closed meanwhile. Nothing can have been accepted.
-                stale += 1;
-                // Not for long: the row says `sending`, and what is put off can be looked at afresh.
-                if let Ok(Some(other)) = tokio::time::timeout(ANOTHER_PLACE_WAIT, self.place(message)).await {
+            // Not for long: the row says `sending`, and what is put off can be looked at afresh.
+            let another = self.another_place(message, &relay, sent.again, &mut stale, &mut refused_by);
+            match tokio::time::timeout(ANOTHER_PLACE_WAIT, another).await {
+                Ok(Some(other)) => {
+                    tracing::info!(
+                        relay,
+                        next = other.relay_name(),
+                        "the mail cannot have been accepted there: sending it again"
+                    );
                     place = other;
-                    continue;
                 }
+                Ok(None) | Err(_) => return Tried { outcome: sent.outcome(), relay, ended_at },
             }
-            return Tried { outcome: classify(&report), relay, ended_at };
+        }
+    }
+
+    /// A place to send a mail once more that cannot have been accepted: on another connection after one that had grown
+    /// old, at another relay after one that is in trouble or does not want us now. Each relay refuses a mail once.
+    async fn another_place(
+        &self,
+        message: &Message<'_>,
+        relay: &str,
+        again: Again,
+        stale: &mut u32,
+        refused_by: &mut Vec<String>,
+    ) -> Option<Place> {
+        if matches!(again, Again::WhenItWorks | Again::AtAnotherRelay) {
+            refused_by.push(relay.to_owned());
+            let elsewhere = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => None,
+                place = self.relays.place_elsewhere(message.lane(), refused_by) => place,
+            };
+            if elsewhere.is_some() {
+                return elsewhere;
+            }
+        }
+        match again {
+            Again::OnAnyConnection | Again::WhenItWorks if *stale < STALE_CONNECTIONS_MAX => {
+                *stale += 1;
+                self.place(message).await
+            }
+            Again::No | Again::OnAnyConnection | Again::WhenItWorks | Again::AtAnotherRelay => None,
         }
     }
 

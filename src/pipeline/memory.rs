@@ -12,31 +12,37 @@ use std::{
 use uuid::Uuid;
 
 use super::{Fate, pending::Tries};
-use crate::email::PayloadHash;
+use crate::{email::PayloadHash, store::journal::Ended};
 
-/// Requests remembered before the oldest are looked through.
-const REQUESTS_SOUND: usize = 10_000;
+/// Requests remembered before old ones are first looked for.
+const REQUESTS_SOUND: usize = 1000;
 /// How long a request is remembered: longer than a mail of the fast lane is tried.
 const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 3600);
-
 /// After this long the journal's entries are in the audit, once there is a database: each daemon looks every few seconds.
 const WRITTEN_AFTER: Duration = Duration::from_secs(30);
 
 /// Where a recipient stands, as far as this daemon knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) enum Known {
     /// On its way, in another task.
     Sending,
     /// To be tried again.
     Again(Tries),
-    /// Over.
-    Ended(Fate),
+    /// Over; with the entry of the journal that says so, until it is known to be settled.
+    Ended(Fate, Option<Box<(Tries, Uuid, Ended)>>),
 }
 
 /// The requests of the fast lane that went out without a database.
 #[derive(Debug, Default)]
 pub struct Memory {
-    requests: Mutex<HashMap<Uuid, Remembered>>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    requests: HashMap<Uuid, Remembered>,
+    /// Looked through when there are more than this.
+    sound: usize,
 }
 
 #[derive(Debug)]
@@ -46,68 +52,108 @@ struct Remembered {
     recipients: HashMap<[u8; 32], Known>,
 }
 
+/// A recipient that was taken on. Given back when it is dropped without having been put down, also by a panic.
+pub(super) struct Taken<'a> {
+    memory: &'a Memory,
+    request: Uuid,
+    recipient: [u8; 32],
+    before: Option<Tries>,
+    is_put_down: bool,
+}
+
 impl Memory {
-    /// Whether this request went out without a database lately.
-    pub(super) fn knows(&self, request: Uuid) -> bool {
-        self.lock().contains_key(&request)
+    /// Whether this request went out without a database a moment ago, so that the audit may not have it yet.
+    pub(super) fn knew_lately(&self, request: Uuid) -> bool {
+        self.lock().requests.get(&request).is_some_and(|known| {
+            known.at.elapsed() < WRITTEN_AFTER || known.recipients.values().any(|known| matches!(known, Known::Sending))
+        })
     }
 
-    /// Whether it did so a moment ago, so that the audit may not have it yet.
-    pub(super) fn knew_lately(&self, request: Uuid) -> bool {
-        self.lock().get(&request).is_some_and(|known| known.at.elapsed() < WRITTEN_AFTER)
+    /// Whether this daemon itself knows what became of a recipient.
+    pub(super) fn knows(&self, request: Uuid, recipient: &[u8; 32]) -> bool {
+        self.lock().requests.get(&request).is_some_and(|known| known.recipients.contains_key(recipient))
     }
 
     /// The payload that it came with first, if that was another one.
     pub(super) fn conflict(&self, request: Uuid, payload_hash: PayloadHash) -> Option<PayloadHash> {
-        self.lock().get(&request).map(|known| known.payload_hash).filter(|first| *first != payload_hash)
+        self.lock().requests.get(&request).map(|known| known.payload_hash).filter(|first| *first != payload_hash)
     }
 
-    /// Takes a recipient on, unless another task has it. The error is how it stands.
-    pub(super) fn take(&self, request: Uuid, hash: PayloadHash, recipient: &[u8; 32]) -> Result<Option<Tries>, Known> {
-        let mut requests = self.lock();
-        if requests.len() > REQUESTS_SOUND {
-            requests.retain(|_, known| known.at.elapsed() < REMEMBERED_FOR);
-        }
-        let known = requests.entry(request).or_insert_with(|| Remembered {
-            payload_hash: hash,
-            at: Instant::now(),
-            recipients: HashMap::new(),
-        });
-        match known.recipients.insert(*recipient, Known::Sending) {
-            None => Ok(None),
-            Some(Known::Again(tries)) => Ok(Some(tries)),
-            Some(taken @ (Known::Sending | Known::Ended(_))) => {
-                known.recipients.insert(*recipient, taken.clone());
-                Err(taken)
-            }
-        }
+    /// Takes a recipient on, unless another task has it or it is over. The error is how it stands.
+    pub(super) fn take(&self, request: Uuid, hash: PayloadHash, recipient: &[u8; 32]) -> Result<Taken<'_>, Known> {
+        let mut inner = self.lock();
+        let known = inner.remembered(request, hash);
+        let before = match known.recipients.get(recipient) {
+            None => None,
+            Some(Known::Again(tries)) => Some(*tries),
+            Some(taken @ (Known::Sending | Known::Ended(..))) => return Err(taken.clone()),
+        };
+        known.recipients.insert(*recipient, Known::Sending);
+        Ok(Taken { memory: self, request, recipient: *recipient, before, is_put_down: false })
     }
 
-    /// Notes where a recipient that was taken on stands now.
-    pub(super) fn note(&self, request: Uuid, recipient: &[u8; 32], known: Known) {
-        if let Some(remembered) = self.lock().get_mut(&request) {
-            remembered.recipients.insert(*recipient, known);
+    /// Notes where a recipient stands.
+    pub(super) fn note(&self, request: Uuid, hash: PayloadHash, recipient: &[u8; 32], known: Known) {
+        let mut inner = self.lock();
+        let remembered = inner.remembered(request, hash);
+        remembered.recipients.insert(*recipient, known);
+        remembered.at = Instant::now();
+    }
+
+    /// The audit has it: rows decide from here on.
+    pub(super) fn forget(&self, request: Uuid) {
+        self.lock().requests.remove(&request);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // What is noted one recipient at a time is sound whoever panicked.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn remembered(&mut self, request: Uuid, payload_hash: PayloadHash) -> &mut Remembered {
+        if self.requests.len() > self.sound.max(REQUESTS_SOUND) {
+            self.requests.retain(|_, known| known.at.elapsed() < REMEMBERED_FOR);
+            // Not looked through again before there are twice as many, whatever their age.
+            self.sound = self.requests.len() * 2;
+        }
+        let fresh = || Remembered { payload_hash, at: Instant::now(), recipients: HashMap::new() };
+        self.requests.entry(request).or_insert_with(fresh)
+    }
+}
+
+impl Taken<'_> {
+    /// Tries so far, if this daemon has tried it before.
+    pub(super) const fn before(&self) -> Option<Tries> {
+        self.before
+    }
+
+    /// Notes where it stands now.
+    pub(super) fn put_down(mut self, known: Known) {
+        self.is_put_down = true;
+        let mut inner = self.memory.lock();
+        if let Some(remembered) = inner.requests.get_mut(&self.request) {
+            remembered.recipients.insert(self.recipient, known);
             remembered.at = Instant::now();
         }
     }
+}
 
-    /// Gives a recipient back that was taken on and not begun.
-    pub(super) fn give_back(&self, request: Uuid, recipient: &[u8; 32], tries: Option<Tries>) {
-        let mut requests = self.lock();
-        if let Some(remembered) = requests.get_mut(&request) {
-            match tries {
-                Some(tries) => drop(remembered.recipients.insert(*recipient, Known::Again(tries))),
-                None => drop(remembered.recipients.remove(recipient)),
-            }
-            if remembered.recipients.is_empty() {
-                requests.remove(&request);
-            }
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if self.is_put_down {
+            return;
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Remembered>> {
-        // What is noted one recipient at a time is sound whoever panicked.
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut inner = self.memory.lock();
+        let Some(remembered) = inner.requests.get_mut(&self.request) else { return };
+        match self.before {
+            Some(tries) => drop(remembered.recipients.insert(self.recipient, Known::Again(tries))),
+            None => drop(remembered.recipients.remove(&self.recipient)),
+        }
+        if remembered.recipients.is_empty() {
+            inner.requests.remove(&self.request);
+        }
     }
 }
 
@@ -123,24 +169,42 @@ mod tests {
     #[test]
     fn a_recipient_is_taken_on_once_and_what_is_over_stays_over() {
         let memory = Memory::default();
-        assert!(!memory.knows(REQUEST));
-        assert_eq!(memory.take(REQUEST, HASH, &ADA), Ok(None));
-        assert_eq!(memory.take(REQUEST, HASH, &ADA), Err(Known::Sending));
+        assert!(!memory.knew_lately(REQUEST));
+        let first = memory.take(REQUEST, HASH, &ADA).unwrap_or_else(|known| panic!("{known:?}"));
+        assert!(matches!(memory.take(REQUEST, HASH, &ADA), Err(Known::Sending)));
         let tries = Tries { attempts: 1, deferrals: 1 };
-        memory.note(REQUEST, &ADA, Known::Again(tries));
-        assert_eq!(memory.take(REQUEST, HASH, &ADA), Ok(Some(tries)));
-        let over = Known::Ended(Fate::Over(Status::Sent));
-        memory.note(REQUEST, &ADA, over.clone());
-        assert_eq!(memory.take(REQUEST, HASH, &ADA), Err(over));
+        first.put_down(Known::Again(tries));
+        let second = memory.take(REQUEST, HASH, &ADA).unwrap_or_else(|known| panic!("{known:?}"));
+        assert_eq!(second.before(), Some(tries));
+        second.put_down(Known::Ended(Fate::Over(Status::Sent), None));
+        assert!(matches!(memory.take(REQUEST, HASH, &ADA), Err(Known::Ended(Fate::Over(Status::Sent), None))));
+        assert!(memory.knew_lately(REQUEST) && memory.knows(REQUEST, &ADA));
         assert_eq!(memory.conflict(REQUEST, HASH), None);
         assert_eq!(memory.conflict(REQUEST, PayloadHash([8; 32])), Some(HASH));
+        memory.forget(REQUEST);
+        assert!(!memory.knew_lately(REQUEST));
     }
 
     #[test]
-    fn what_was_not_begun_leaves_no_trace() {
+    fn what_was_not_begun_leaves_no_trace_and_what_was_tried_is_as_before() {
         let memory = Memory::default();
-        assert_eq!(memory.take(REQUEST, HASH, &ADA), Ok(None));
-        memory.give_back(REQUEST, &ADA, None);
-        assert!(!memory.knows(REQUEST));
+        drop(memory.take(REQUEST, HASH, &ADA));
+        assert!(!memory.knew_lately(REQUEST));
+        let tries = Tries { attempts: 1, deferrals: 2 };
+        memory.note(REQUEST, HASH, &ADA, Known::Again(tries));
+        drop(memory.take(REQUEST, HASH, &ADA));
+        let again = memory.take(REQUEST, HASH, &ADA).unwrap_or_else(|known| panic!("{known:?}"));
+        assert_eq!(again.before(), Some(tries));
+    }
+
+    #[test]
+    fn many_requests_do_not_cost_a_look_at_all_of_them_each_time() {
+        let memory = Memory::default();
+        for n in 0..5000 {
+            memory.note(Uuid::from_u128(n), HASH, &ADA, Known::Again(Tries::default()));
+        }
+        let inner = memory.lock();
+        assert_eq!(inner.requests.len(), 5000, "all of them are young");
+        assert!(inner.sound >= 5000);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A message that comes back although no row explains it, for the second time, is *rehearsed* before it goes its way: decoded,
 //! rendered and built while no other message is. A mail whose worker died twice while it was sent is sent alone. Both are
-//! written down before they begin (`Store::alone_begins`); what is never taken back was the message's own crash.
+//! written down before they begin (`Store::mark_alone`); what is never taken back was the message's own crash.
 //!
 //! Invariant: nobody waits long for a suspect. A rehearsal is as short as a rendering; beside a mail that is sent alone
 //! others wait [`BESIDE_WAIT_MAX`] at most, and then it does not count as alone.
@@ -22,21 +22,30 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{CRASHES_MAX, Pipeline, decode, settle::Settlement};
+use super::{CRASHES_MAX, Halt, Pipeline, decode, settle::Settlement};
 use crate::{
     broker::Delivery,
     email::{Lane, Reason, identity::row_id},
+    faults::{self, Point},
     store::{Crashes, StoreError},
 };
 
-/// How long the store may take while everybody waits for a rehearsal.
+/// How long the store may take to note that a message is worked on alone.
 const NOTE_MAX: Duration = Duration::from_secs(2);
+/// Longer than any statement is waited for: a mark that is still on its way has come by then.
+const MARK_IS_LATE: Duration = Duration::from_secs(60);
 /// From this crash on a message is worked on alone.
 const ALONE_FROM: i32 = 2;
 /// How long a mail that is to be sent alone waits for those that are on the wire.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// How long others wait for a mail that is sent alone.
 const BESIDE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// A mark in the store, and whether we heard that it was made.
+struct Mark {
+    id: Uuid,
+    is_heard: bool,
+}
 
 /// Who is at work, and whether somebody needs to be alone.
 pub struct Quarantine {
@@ -115,7 +124,12 @@ impl Quarantine {
         // Gives the claim back if the wait is in vain.
         let claim = OnWire { wire: &self.wire, is_alone: true };
         timeout_at(deadline, changes.wait_for(|wire| wire.busy == 0)).await.ok()?.ok()?;
-        (!self.wire.borrow().is_disturbed).then_some(claim)
+        // Read apart from the claim's end: it writes what is read here.
+        let is_disturbed = self.wire.borrow().is_disturbed;
+        if is_disturbed {
+            return None;
+        }
+        Some(claim)
     }
 
     fn remembered(&self) -> MutexGuard<'_, HashMap<[u8; 32], i32>> {
@@ -201,44 +215,66 @@ impl Pipeline {
     /// Decodes, renders and builds a message while no other is. The error is the words of its panic.
     pub(super) async fn rehearse(&self, delivery: &Delivery) -> Result<(), String> {
         let (lane, key) = (delivery.envelope.lane, delivery.crash_key());
-        let _desk = self.quarantine.desk.write().await;
         // While the store is away nothing can be written down; then it is only kept apart.
-        let is_noted = matches!(timeout(NOTE_MAX, self.store.alone_begins(lane, &key)).await, Ok(Ok(())));
+        let mark = if self.store.is_up() { Some(self.mark_alone(lane, &key).await) } else { None };
         tracing::info!("a message that came back without a reason is worked on alone");
         let result = AssertUnwindSafe(self.go_through(delivery)).catch_unwind().await;
-        if is_noted {
-            self.survived_alone(lane, key).await;
+        if let Some(mark) = mark {
+            self.unmark_alone(lane, mark).await;
         }
         result.map_err(|panic| super::words_of(panic.as_ref()))
     }
 
-    /// Takes the mark of a crash away that did not happen, now or when the store is back.
-    async fn survived_alone(&self, lane: Lane, key: [u8; 32]) {
-        if !matches!(timeout(NOTE_MAX, self.store.alone_ended(lane, &key)).await, Ok(Ok(()))) {
-            let store = Arc::clone(&self.store);
-            tokio::spawn(async move {
-                loop {
-                    store.wait_until_back().await;
-                    match store.alone_ended(lane, &key).await {
-                        Ok(()) => return,
-                        Err(error) if error.is_away() => store.note_away(&error),
-                        Err(_) => {}
-                    }
-                }
-            });
-        }
+    /// A mark that this is a crash of the message's own, unless it is taken away again.
+    async fn mark_alone(&self, lane: Lane, key: &[u8; 32]) -> Mark {
+        let id = Uuid::new_v4();
+        let is_heard = matches!(timeout(NOTE_MAX, self.store.mark_alone(lane, key, id)).await, Ok(Ok(())));
+        Mark { id, is_heard }
     }
 
-    /// What is wrong with the message is not told here: its proper turn comes.
+    /// Takes a mark away that was survived, now or when the store is back. One whose making was not heard of may still be on
+    /// its way, and is looked for once more.
+    async fn unmark_alone(&self, lane: Lane, mark: Mark) {
+        let unmarked = timeout(NOTE_MAX, self.store.unmark_alone(lane, mark.id)).await;
+        if mark.is_heard && matches!(unmarked, Ok(Ok(()))) {
+            return;
+        }
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            tokio::time::sleep(MARK_IS_LATE).await;
+            loop {
+                store.wait_until_back().await;
+                match store.unmark_alone(lane, mark.id).await {
+                    Err(error) if error.is_away() => store.note_away(&error),
+                    Ok(()) | Err(_) => return,
+                }
+            }
+        });
+    }
+
+    /// What is wrong with the message is not told here: its proper turn comes. The desk is held only where nothing is waited
+    /// for.
     async fn go_through(&self, delivery: &Delivery) {
-        let now = Utc::now();
         let envelope = &delivery.envelope;
-        let Ok(decoded) = decode::decode(envelope, &delivery.body, &self.rules, now) else { return };
+        let decoded = {
+            let _desk = self.quarantine.desk.write().await;
+            let decoded = decode::decode(envelope, &delivery.body, &self.rules, Utc::now());
+            if let Ok(decoded) = &decoded {
+                faults::reached_by(Point::Decoded, decoded.request.id);
+            }
+            decoded
+        };
+        let Ok(decoded) = decoded else { return };
         let request = &decoded.request;
-        crate::faults::reached_by(crate::faults::Point::Decoded, request.id);
-        let Ok(Ok(Some(template))) = timeout(NOTE_MAX, self.template_of(envelope, request)).await else { return };
+        let template = if self.store.is_up() {
+            timeout(NOTE_MAX, self.template_of(envelope, request)).await.ok().and_then(Result::ok).flatten()
+        } else {
+            self.catalogue.active(&request.template_key)
+        };
+        let Some(template) = template else { return };
+        let _desk = self.quarantine.desk.write().await;
         let Ok(words) = self.words(request, decoded.published_at, &template) else { return };
-        crate::faults::reached_by(crate::faults::Point::Rendered, request.id);
+        faults::reached_by(Point::Rendered, request.id);
         let Some(recipient) = request.recipients.iter().find(|recipient| recipient.address.is_ok()) else { return };
         let id = row_id(decoded.published_at, request.id, &self.store.address_hash(&recipient.key()));
         let made = super::deliver::Making {
@@ -263,33 +299,36 @@ impl Pipeline {
         sending: impl Future<Output = T>,
     ) -> T {
         if crashes >= ALONE_FROM
+            && self.store.is_up()
             && let Some(wire) = self.quarantine.alone().await
-            && self.store.alone_begins(lane, key).await.is_ok()
         {
+            let mark = self.mark_alone(lane, key).await;
             tracing::warn!(crashes, "a mail whose workers died is sent alone");
             tokio::pin!(sending);
-            let sent = tokio::select! {
+            return tokio::select! {
                 biased;
-                sent = &mut sending => sent,
+                sent = &mut sending => {
+                    // Survived; the row's outcome is committed next.
+                    self.unmark_alone(lane, mark).await;
+                    sent
+                }
                 () = wire.disturbed() => {
                     // From here on a crash may be somebody else's.
-                    let ((), sent) = tokio::join!(self.survived_alone(lane, *key), &mut sending);
-                    return sent;
+                    let ((), sent) = tokio::join!(self.unmark_alone(lane, mark), &mut sending);
+                    sent
                 }
             };
-            // Survived; the row's outcome is committed next.
-            self.survived_alone(lane, *key).await;
-            return sent;
         }
         let _wire = self.quarantine.beside().await;
         sending.await
     }
 
-    /// A message leaves its queue: what was held against it is forgotten. Best effort; retention finds what is left.
-    pub(super) async fn forget_suspicion(&self, delivery: &Delivery) {
-        let key = delivery.crash_key();
-        self.quarantine.remembered().remove(&key);
-        if let Err(error) = self.store.forget_crashes(delivery.envelope.lane, &key).await {
+    /// A message has left its queue: what was held against it is forgotten. Best effort; retention finds what is left.
+    pub(super) async fn forget_suspicion(&self, lane: Lane, key: &[u8; 32]) {
+        self.quarantine.remembered().remove(key);
+        if self.store.is_up()
+            && let Err(error) = self.store.forget_crashes(lane, key).await
+        {
             tracing::debug!(%error, "could not forget a message's crashes");
         }
     }
@@ -297,11 +336,14 @@ impl Pipeline {
     /// Parks a message that crashed by itself: its rows end, its dead letter says why.
     pub(super) async fn park(&self, delivery: &Delivery, error: String) -> Settlement {
         tracing::error!("a message is parked: it crashes whoever works on it");
+        let lane = delivery.envelope.lane;
         let mut letter = Settlement::unreadable(Reason::Poison, error.clone());
         if let Some(id) = request_id_of(delivery) {
-            let parked = self.patiently(|| self.store.park_poison(delivery.envelope.lane, id, &error)).await;
-            if parked.is_err() {
-                return Settlement::HandBack;
+            match self.patiently(|| self.store.park_poison(lane, id, &error)).await {
+                Ok(()) => {}
+                // It comes back by itself, and is found out again.
+                Err(Halt::Away) if lane == Lane::Fast => return Settlement::for_store(&delivery.envelope),
+                Err(_) => return Settlement::HandBack,
             }
             letter = letter.about_unread(id);
         }
@@ -338,6 +380,15 @@ mod tests {
         let first = hasty.beside().await;
         assert!(hasty.alone().await.is_none(), "the other never ended");
         drop(first);
+        // Disturbed before it had the wire to itself, by somebody who is gone by then.
+        let slow = Quarantine { drain_max: Duration::from_secs(60), beside_wait_max: moment, ..Quarantine::default() };
+        let busy = slow.beside().await;
+        let disturb = async {
+            let passer_by = slow.beside().await;
+            drop((passer_by, busy));
+        };
+        let (alone, ()) = tokio::join!(slow.alone(), disturb);
+        assert!(alone.is_none(), "somebody else was there");
         let alone = hasty.alone().await.expect("nobody is there");
         let beside = hasty.beside().await;
         timeout(Duration::from_secs(60), alone.disturbed()).await.expect("it was disturbed");

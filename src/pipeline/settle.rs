@@ -3,7 +3,7 @@
 //! Invariant: a copy or a dead letter is confirmed by the broker before the original is acknowledged. What cannot be
 //! settled is dropped unacknowledged, and comes back.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::Utc;
 use lapin::types::AMQPValue;
@@ -12,23 +12,23 @@ use sha2::{Digest, Sha256};
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use uuid::Uuid;
 
-use super::{
-    Carried, Fate, Pipeline,
-    pending::{Pending, Tries},
-};
+use super::{Carried, Fate, Halt, Pipeline, pending::Pending};
 use crate::{
     broker::{
         Delivery, Outgoing,
-        delivery::{COPY, CRASHES, GENERATION, PENDING, PUBLISHED_AT, TEMPLATE_VERSION},
+        delivery::{COPY, CRASHES, DOUBTFUL, GENERATION, PENDING, PUBLISHED_AT, TEMPLATE_VERSION},
         topology,
     },
-    email::{self, EmailRequest, Lane, PayloadHash, Reason, Status},
+    email::{self, EmailRequest, Envelope, Lane, PayloadHash, Reason, Status},
     faults::{self, Point},
-    store::StoreError,
+    journal,
+    store::{Store, StoreError},
 };
 
 /// Longest pause between two tries to publish.
 const PUBLISH_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long a message of the fast lane waits that needs a database that is away.
+const FOR_STORE: Duration = Duration::from_secs(5);
 /// A header holds no more than this of an error or a history: the whole of the headers must fit one AMQP frame.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 
@@ -94,6 +94,8 @@ pub enum Settlement {
     },
     /// A dead letter.
     Dead(Box<Letter>),
+    /// Dropped unacknowledged: the daemon stops, and its end gives the message back.
+    Abandoned,
     /// A stage panicked, with these words: becomes [`Self::AfterCrash`] or a dead letter.
     Crashed(String),
 }
@@ -110,6 +112,26 @@ pub struct Delay {
     pending: String,
     /// The version that the first claim fixed, likewise.
     template_version: Option<i32>,
+    /// Somebody else may have it on the wire, likewise.
+    is_doubtful: bool,
+}
+
+/// What the store hears once the broker has confirmed a copy or letter.
+#[derive(Debug, Clone, Copy)]
+enum Note {
+    Retry { request_id: Uuid, generation: i32, copy_no: i32 },
+    Dead { request_id: Uuid, generation: i32 },
+}
+
+impl Note {
+    async fn tell(self, store: &Store, lane: Lane) -> Result<(), StoreError> {
+        match self {
+            Self::Retry { request_id, generation, copy_no } => {
+                store.settled_retry(lane, request_id, generation, copy_no).await
+            }
+            Self::Dead { request_id, generation } => store.settled_dead(lane, request_id, generation).await,
+        }
+    }
 }
 
 /// What a dead letter says.
@@ -168,6 +190,20 @@ impl Settlement {
         self
     }
 
+    /// A message of the fast lane that needs the database while that is away: it waits in the ladder, not in our hands, and
+    /// comes back as it was.
+    pub(super) fn for_store(envelope: &Envelope) -> Self {
+        Self::Delayed(Delay {
+            due_in: FOR_STORE,
+            request_id: Uuid::nil(),
+            copy_no: envelope.copy_no,
+            supersedes: false,
+            pending: envelope.pending.clone().unwrap_or_default(),
+            template_version: envelope.template_version,
+            is_doubtful: envelope.redelivered || envelope.is_doubtful,
+        })
+    }
+
     /// The same id came with another payload.
     pub(super) fn conflict(request: &EmailRequest, first: PayloadHash) -> Self {
         let error =
@@ -179,7 +215,7 @@ impl Settlement {
     pub(super) const fn leaves_the_queue(&self) -> bool {
         match self {
             Self::Ack(_) | Self::Reroute(_) | Self::Delayed(_) | Self::Dead(_) => true,
-            Self::HandBack | Self::AfterCrash { .. } | Self::Crashed(_) => false,
+            Self::HandBack | Self::Abandoned | Self::AfterCrash { .. } | Self::Crashed(_) => false,
         }
     }
 
@@ -192,6 +228,9 @@ impl Settlement {
         template_version: Option<i32>,
         request: &EmailRequest,
     ) -> Self {
+        if fates.contains(&Fate::Unwritten) {
+            return Self::Abandoned;
+        }
         if fates.contains(&Fate::HandBack) {
             return Self::HandBack;
         }
@@ -202,8 +241,14 @@ impl Settlement {
         }
         let pending = fates.iter().zip(hashes).filter_map(|(fate, hash)| match fate {
             Fate::Retry(due_in, tries) => Some((*due_in, true, *hash, *tries)),
-            Fate::Wait(due_in) => Some((*due_in, false, *hash, Tries::default())),
-            Fate::Over(_) | Fate::Duplicate | Fate::Dead { .. } | Fate::Crashed(_) | Fate::HandBack => None,
+            Fate::Wait(due_in, tries) => Some((*due_in, false, *hash, *tries)),
+            Fate::Busy(tries) => Some((Duration::ZERO, false, *hash, *tries)),
+            Fate::Over(_)
+            | Fate::Duplicate
+            | Fate::Dead { .. }
+            | Fate::Crashed(_)
+            | Fate::HandBack
+            | Fate::Unwritten => None,
         });
         let supersedes = pending.clone().any(|(_, new, ..)| new);
         if let Some(due_in) = pending.clone().map(|(due_in, ..)| due_in).min() {
@@ -214,13 +259,19 @@ impl Settlement {
                 supersedes,
                 pending: Pending::write(pending.map(|(_, _, hash, tries)| (hash, tries))),
                 template_version,
+                is_doubtful: fates.iter().any(|fate| matches!(fate, Fate::Busy(_))),
             });
         }
         let mut dead = fates.iter().filter_map(|fate| match fate {
             Fate::Dead { recipient, reason, error, attempts } => Some((recipient, *reason, error, *attempts)),
-            Fate::Over(_) | Fate::Duplicate | Fate::Retry(..) | Fate::Wait(_) | Fate::Crashed(_) | Fate::HandBack => {
-                None
-            }
+            Fate::Over(_)
+            | Fate::Duplicate
+            | Fate::Retry(..)
+            | Fate::Wait(..)
+            | Fate::Busy(_)
+            | Fate::Crashed(_)
+            | Fate::HandBack
+            | Fate::Unwritten => None,
         });
         let Some((_, reason, error, attempts)) = dead.clone().max_by_key(|(_, reason, ..)| weight(*reason)) else {
             return Self::Ack(label(fates));
@@ -274,8 +325,16 @@ impl Pipeline {
                 tracing::debug!(settlement = label, "acknowledged");
                 true
             }
+            Settlement::Abandoned => {
+                self.metrics.settled(lane, "abandoned");
+                return;
+            }
             Settlement::HandBack => {
                 self.metrics.settled(lane, "handed_back");
+                // What has ended is told at once; its copy or letter is still owed, and the entry says so.
+                for entry in &afterwards {
+                    self.publish_patiently(lane, &journal::outgoing(entry, &[])).await;
+                }
                 if let Err(error) = delivery.requeue().await {
                     tracing::debug!(%error, "could not hand the message back");
                 }
@@ -310,7 +369,8 @@ impl Pipeline {
             }
         };
         for entry in &afterwards {
-            is_ready_to_ack = is_ready_to_ack && self.publish_patiently(lane, entry).await;
+            let settled = journal::outgoing(&entry.settled(), &[]);
+            is_ready_to_ack = is_ready_to_ack && self.publish_patiently(lane, &settled).await;
         }
         if !is_ready_to_ack {
             // The daemon stops: dropped unacknowledged, the broker delivers it again, to a daemon that can settle it.
@@ -328,6 +388,7 @@ impl Pipeline {
         let rung = self.topology.rung(lane, delay.due_in);
         let mut extra = vec![
             (COPY, AMQPValue::LongInt(delay.copy_no)),
+            (DOUBTFUL, AMQPValue::Boolean(delay.is_doubtful)),
             (PENDING, AMQPValue::LongString(delay.pending.as_str().into())),
         ];
         if let Some(version) = delay.template_version {
@@ -338,24 +399,33 @@ impl Pipeline {
             return false;
         }
         let generation = delivery.envelope.generation;
-        let settled = || self.store.settled_retry(lane, delay.request_id, generation, delay.copy_no);
-        !delay.supersedes || self.note_settled(lane, settled).await
+        let note = Note::Retry { request_id: delay.request_id, generation, copy_no: delay.copy_no };
+        !delay.supersedes || self.note_settled(lane, note).await
     }
 
     /// Notes in the store that the broker has confirmed a copy or letter. The fast lane does not wait for a database that is
-    /// away: its journal says so, or a later delivery finds the row pending and settles it again, under the same id.
-    async fn note_settled<F, Fut>(&self, lane: Lane, call: F) -> bool
-    where
-        F: Fn() -> Fut,
-        Fut: Future<Output = Result<(), StoreError>>,
-    {
-        if lane == Lane::Fast {
-            if self.store.is_up() {
-                drop(self.patiently(call).await);
-            }
+    /// away; it is told when it is back, or by the journal.
+    async fn note_settled(&self, lane: Lane, note: Note) -> bool {
+        if lane != Lane::Fast {
+            return self.persistently(|| note.tell(&self.store, lane)).await.is_some();
+        }
+        if self.store.is_up()
+            && matches!(self.patiently(|| note.tell(&self.store, lane)).await, Ok(()) | Err(Halt::Refused(_)))
+        {
             return true;
         }
-        self.persistently(call).await.is_some()
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            loop {
+                store.wait_until_back().await;
+                match note.tell(&store, lane).await {
+                    Err(error) if error.is_away() => store.note_away(&error),
+                    Err(StoreError::Repeat(_)) => {}
+                    Ok(()) | Err(_) => return,
+                }
+            }
+        });
+        true
     }
 
     async fn bury(&self, delivery: &Delivery, letter: &Letter) -> bool {
@@ -371,7 +441,7 @@ impl Pipeline {
         match &letter.about {
             Some(about) if letter.has_rows => {
                 let generation = delivery.envelope.generation;
-                self.note_settled(lane, || self.store.settled_dead(lane, about.id, generation)).await
+                self.note_settled(lane, Note::Dead { request_id: about.id, generation }).await
             }
             Some(_) | None => true,
         }
@@ -519,6 +589,7 @@ fn cut(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::pending::Tries;
 
     const SOON: Duration = Duration::from_secs(10);
     const LATER: Duration = Duration::from_secs(300);
@@ -555,7 +626,12 @@ mod tests {
     #[test]
     fn while_anybody_is_pending_one_copy_waits_until_the_earliest_is_due() {
         let tries = Tries { attempts: 1, deferrals: 2 };
-        let fates = [Fate::Over(Status::Sent), Fate::Retry(LATER, tries), dead(Reason::Rejected), Fate::Wait(SOON)];
+        let fates = [
+            Fate::Over(Status::Sent),
+            Fate::Retry(LATER, tries),
+            dead(Reason::Rejected),
+            Fate::Wait(SOON, Tries::default()),
+        ];
         let Settlement::Delayed(delay) = of(&fates, 4) else { panic!("not delayed") };
         assert_eq!((delay.due_in, delay.copy_no, delay.supersedes), (SOON, 5, true));
         assert_eq!((delay.request_id, delay.template_version), (Uuid::nil(), Some(3)));
@@ -566,7 +642,7 @@ mod tests {
 
     #[test]
     fn a_copy_that_came_early_waits_again_under_its_own_number() {
-        let Settlement::Delayed(delay) = of(&[Fate::Wait(SOON)], 4) else { panic!("not delayed") };
+        let Settlement::Delayed(delay) = of(&[Fate::Wait(SOON, Tries::default())], 4) else { panic!("not delayed") };
         assert_eq!((delay.copy_no, delay.supersedes), (4, false));
     }
 

@@ -21,29 +21,19 @@ use super::{
     decode::Decoded,
     memory::Known,
     pending::{Pending, Tries},
-    quarantine::request_id_of,
     settle::Settlement,
 };
 use crate::{
     broker::Delivery,
-    email::{AttachmentContent, Lane, Reason, Status, TemplateKind, UnknownPolicy},
+    email::{AttachmentContent, Reason, Status, TemplateKind, UnknownPolicy},
     journal,
     store::{
-        Claim, Finish, NewStatus, OutcomeRow,
+        Claim, NewStatus, OutcomeRow,
         journal::{Ended, Entry, EntryAttachment, EntryRecipient, EntryRequest, EntryWords, Step},
     },
 };
 
 impl Pipeline {
-    /// Whether this daemon sent this request without the database a moment ago: the audit may not know it yet.
-    pub(super) fn went_out_without_store(&self, delivery: &Delivery) -> bool {
-        let envelope = &delivery.envelope;
-        // A replay speaks of rows, so those are there.
-        envelope.lane == Lane::Fast
-            && envelope.generation == 0
-            && request_id_of(delivery).is_some_and(|id| self.memory.knew_lately(id))
-    }
-
     /// Carries a delivery of the fast lane without the database.
     pub(super) async fn process_without_store(&self, delivery: &Delivery) -> Result<Carried, Halt> {
         let envelope = &delivery.envelope;
@@ -68,25 +58,19 @@ impl Pipeline {
         }
         let message = Message::new(self, delivery, &request, published_at, &rendering, Vec::new()).journaled();
         // It may have gone out before this daemon knew of it: the policy says whether that may happen again.
-        let is_doubtful = envelope.redelivered && !self.memory.knows(request.id);
-        if is_doubtful && message.unknown().policy == UnknownPolicy::Hold {
+        let may_be_repeated = message.unknown().policy == UnknownPolicy::Resend;
+        let knows_all = (0..message.len()).all(|index| self.memory.knows(request.id, message.hash(index)));
+        if message.is_doubtful() && !may_be_repeated && !knows_all {
             return Err(Halt::Away);
         }
         self.metrics.accepted(envelope.lane, rendering.label());
         let pending = envelope.pending.as_deref().and_then(Pending::read);
-        let journeys =
-            (0..message.len()).map(|index| self.one_without_store(&message, index, pending.as_ref(), is_doubtful));
+        let journeys = (0..message.len()).map(|index| self.one_without_store(&message, index, pending.as_ref()));
         let fates: Vec<Fate> = stream::iter(journeys.collect::<Vec<_>>()).buffered(RECIPIENTS_AT_ONCE).collect().await;
         Ok(message.carried(&fates))
     }
 
-    async fn one_without_store(
-        &self,
-        message: &Message<'_>,
-        index: usize,
-        pending: Option<&Pending>,
-        is_doubtful: bool,
-    ) -> Fate {
+    async fn one_without_store(&self, message: &Message<'_>, index: usize, pending: Option<&Pending>) -> Fate {
         let (request, hash) = (message.request.id, message.hash(index));
         let told = match pending {
             None => Tries::default(),
@@ -95,19 +79,32 @@ impl Pipeline {
                 None => return Fate::Duplicate,
             },
         };
-        let tries = match self.memory.take(request, message.request.payload_hash, hash) {
-            Ok(known) => known,
-            Err(Known::Sending | Known::Again(_)) => return Fate::Wait(Duration::ZERO),
-            Err(Known::Ended(fate @ Fate::Dead { .. })) => return fate,
-            Err(Known::Ended(_)) => return Fate::Duplicate,
-        };
-        let fate = self.take_along(message, index, tries.unwrap_or(told), is_doubtful).await;
-        match &fate {
-            Fate::Retry(_, tries) => self.memory.note(request, hash, Known::Again(*tries)),
-            Fate::Over(_) | Fate::Dead { .. } | Fate::Duplicate => {
-                self.memory.note(request, hash, Known::Ended(fate.clone()));
+        let is_doubtful = message.is_doubtful() && !self.memory.knows(request, hash);
+        let taken = match self.memory.take(request, message.request.payload_hash, hash) {
+            Ok(taken) => taken,
+            Err(Known::Sending | Known::Again(_)) => return Fate::Busy(told),
+            Err(Known::Ended(fate, entry)) => {
+                // What is still owed for it is owed again; the entry counts once.
+                if let Some((tries, token, ended)) = entry.map(|entry| *entry) {
+                    let step = Step::Ended(Box::new(ended));
+                    message.journal_afterwards(self.entry(message, index, tries, token, step));
+                }
+                return if matches!(fate, Fate::Dead { .. }) { fate } else { Fate::Duplicate };
             }
-            Fate::Wait(_) | Fate::Crashed(_) | Fate::HandBack => self.memory.give_back(request, hash, tries),
+        };
+        let tries = taken.before().unwrap_or(told);
+        let fate = self.take_along(message, index, tries, is_doubtful).await;
+        match &fate {
+            // A try has noted its outcome itself.
+            Fate::Retry(_, tries) => taken.put_down(Known::Again(*tries)),
+            Fate::Dead { .. } | Fate::Over(_) => {
+                let entry = message.entry_of(hash).map(Box::new);
+                taken.put_down(Known::Ended(fate.clone(), entry));
+            }
+            // Nobody knows whether the relay has it, or nothing was begun: as before, and doubtful if it comes again.
+            Fate::Wait(..) | Fate::Busy(_) | Fate::Duplicate | Fate::Crashed(_) | Fate::HandBack | Fate::Unwritten => {
+                drop(taken)
+            }
         }
         fate
     }
@@ -118,17 +115,24 @@ impl Pipeline {
         if let Err(bad) = &recipient.address {
             let error = bad.error.to_string();
             let ended = Ended { reason: Some(Reason::BadAddress.name().to_owned()), ..no("failed", &error, tries) };
-            self.journal_later(message, index, tries, ended);
+            let (_, token) = message.identity(index);
+            message.journal_afterwards(self.entry(message, index, tries, token, Step::Ended(Box::new(ended))));
             let recipient = recipient.shown().to_owned();
             return Fate::Dead { recipient, reason: Reason::BadAddress, error, attempts: tries.attempts };
         }
-        let Some(place) = self.place(message).await else { return Fate::HandBack };
+        let place = tokio::select! {
+            biased;
+            // Who waited for a relay until there is a database again goes by its rows.
+            () = self.store.wait_until_back() => return Fate::Wait(Duration::ZERO, tries),
+            place = self.place(message) => place,
+        };
+        let Some(place) = place else { return Fate::HandBack };
         let now = Utc::now();
         if message.is_expired() {
             return self.stop_without_store(message, index, tries, Status::Expired, "past expires_at").await;
         }
         if let Some(due_in) = message.request.not_before.and_then(|at| (at - now).to_std().ok()) {
-            return Fate::Wait(due_in);
+            return Fate::Wait(due_in, tries);
         }
         if self.store.was_suppressed(message.hash(index), now) {
             let why = "on the suppression list, as it was loaded last";
@@ -144,17 +148,20 @@ impl Pipeline {
             crashes: 0,
             words: None,
         };
-        let sending = self.entry(message, index, tries, token, Step::Sending);
-        let files: Vec<&[u8]> = message
-            .request
-            .attachments
-            .iter()
-            .filter_map(|a| match &a.content {
-                AttachmentContent::Inline { bytes, .. } => Some(bytes.as_ref()),
-                AttachmentContent::Reference { .. } => None,
-            })
-            .collect();
-        if !self.publish_patiently(message.lane(), &journal::outgoing(&sending, &files)).await {
+        let sending = journal::outgoing(
+            &self.entry(message, index, tries, token, Step::Sending),
+            &if message.owes_files() { files_of(message) } else { Vec::new() },
+        );
+        let told = tokio::select! {
+            told = self.publish_patiently(message.lane(), &sending) => told,
+            () = self.store.wait_until_back() => {
+                // The broker may have taken it all the same; nothing is sent under it.
+                message.give_up_claim(index);
+                return Fate::Wait(Duration::ZERO, tries);
+            }
+        };
+        if !told {
+            message.give_up_claim(index);
             return Fate::HandBack;
         }
         self.metrics.without_store(if is_doubtful { "maybe_repeated" } else { "first" });
@@ -179,31 +186,33 @@ impl Pipeline {
         }
     }
 
-    /// Writes an outcome into the journal: at once if it is over, else after the copy or letter that it brings.
+    /// Writes an outcome into the journal: at once if it is over, else after the copy or letter that it brings. False: the
+    /// daemon stops first, and nobody knows the outcome; the row says `sending`, as after a crash.
     pub(super) async fn journal_outcome(
         &self,
         message: &Message<'_>,
         index: usize,
         claim: &Claim,
         row: &OutcomeRow,
-    ) -> Finish {
+    ) -> bool {
         let tries = Tries { attempts: claim.attempts, deferrals: claim.deferrals };
-        let ended = ended(row, tries);
+        let step = Step::Ended(Box::new(ended(row, tries)));
+        let entry = self.entry(message, index, tries, claim.token, step);
         if row.status.is_over() {
-            let entry = self.entry(message, index, tries, claim.token, Step::Ended(Box::new(ended)));
-            // Only a daemon that stops gives up here; the row then says `sending`, as after a crash.
-            self.publish_patiently(message.lane(), &journal::outgoing(&entry, &[])).await;
-        } else {
-            let entry = self.entry(message, index, tries, claim.token, Step::Ended(Box::new(ended)));
-            message.journal_afterwards(journal::outgoing(&entry, &[]));
+            return self.publish_patiently(message.lane(), &journal::outgoing(&entry, &[])).await;
         }
-        Finish::Recorded
+        message.journal_afterwards(entry);
+        true
     }
 
-    fn journal_later(&self, message: &Message<'_>, index: usize, tries: Tries, ended: Ended) {
-        let (_, token) = message.identity(index);
-        let entry = self.entry(message, index, tries, token, Step::Ended(Box::new(ended)));
-        message.journal_afterwards(journal::outgoing(&entry, &[]));
+    /// Notes a mail in memory that was claimed with the database and ended without it.
+    pub(super) fn remember(&self, message: &Message<'_>, index: usize, fate: &Fate) {
+        let (request, hash) = (message.request, message.hash(index));
+        let known = match fate {
+            Fate::Retry(_, tries) => Known::Again(*tries),
+            _ => Known::Ended(fate.clone(), message.entry_of(hash).map(Box::new)),
+        };
+        self.memory.note(request.id, request.payload_hash, hash, known);
     }
 
     fn entry(&self, message: &Message<'_>, index: usize, tries: Tries, token: Uuid, step: Step) -> Entry {
@@ -221,7 +230,8 @@ impl Pipeline {
             }
         });
         Entry {
-            id: Uuid::now_v7(),
+            // The same step of the same try is one entry, however often it is told.
+            id: Uuid::new_v5(&token, &step_name(&step, message.hash(index))),
             at: Utc::now(),
             worker_id: self.store.worker_id(),
             request: EntryRequest {
@@ -262,6 +272,22 @@ impl Pipeline {
     }
 }
 
+fn step_name(step: &Step, recipient: &[u8; 32]) -> Vec<u8> {
+    let name: &[u8] = match step {
+        Step::Sending => b"sending",
+        Step::Ended(_) => b"ended",
+    };
+    [name, recipient].concat()
+}
+
+fn files_of<'a>(message: &Message<'a>) -> Vec<&'a [u8]> {
+    let files = message.request.attachments.iter().filter_map(|a| match &a.content {
+        AttachmentContent::Inline { bytes, .. } => Some(bytes.as_ref()),
+        AttachmentContent::Reference { .. } => None,
+    });
+    files.collect()
+}
+
 /// Ended without a try.
 fn no(status: &str, why: &str, tries: Tries) -> Ended {
     Ended {
@@ -279,6 +305,7 @@ fn no(status: &str, why: &str, tries: Tries) -> Ended {
         reply_text: None,
         relay_message_id: None,
         error: Some(why.to_owned()),
+        is_settled: false,
     }
 }
 
@@ -312,5 +339,6 @@ fn ended(row: &OutcomeRow, tries: Tries) -> Ended {
         reply_text: row.reply.as_ref().map(|r| r.text.clone()),
         relay_message_id: row.reply.as_ref().and_then(|r| r.relay_message_id().map(str::to_owned)),
         error: row.error.clone(),
+        is_settled: false,
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Invariant: it governs opening only; connections that work go on working, so a relay that merely takes no more of
 //! them still gets mail.
-//! Invariant: failures are forgotten when a mail went through, not when a probe did, so a relay that greets well and
-//! then fails every mail is tried more and more rarely.
-//! Room is left here for a second rule: to open when several different mails in a row were deferred.
+//! Invariant: failures are forgotten when a mail was dealt with, not when a probe got through, so a relay that greets
+//! well and then fails every mail is tried more and more rarely.
+//! Invariant: once open it is closed by its prober only; [`trial`](super::trial) says how many mails may go then.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -37,6 +37,13 @@ pub enum RelayState {
         since: DateTime<Utc>,
         /// When it is probed next.
         retry_at: DateTime<Utc>,
+    },
+    /// It put off mails to several people in a row, and now some go on trial.
+    OnTrial {
+        /// What it said.
+        error: RelayError,
+        /// Since when.
+        since: DateTime<Utc>,
     },
 }
 
@@ -89,7 +96,15 @@ impl Breaker {
         inner.open(error, since);
     }
 
-    /// Notes that a connection could be opened. True if it had been thought impossible.
+    /// Notes that a connection could be opened, besides probing.
+    pub(super) fn note_connection(&self) {
+        let mut inner = self.lock();
+        if matches!(inner.state, State::Untried) {
+            inner.state = State::Closed;
+        }
+    }
+
+    /// Notes that a probe got through. True if that had been thought impossible.
     pub(super) fn close(&self) -> bool {
         let mut inner = self.lock();
         let was_open = matches!(inner.state, State::Open { .. });
@@ -97,7 +112,7 @@ impl Breaker {
         was_open
     }
 
-    /// Notes that the relay dealt with a mail.
+    /// Notes that the relay dealt with a mail: took it, or refused it for good.
     pub(super) fn forget_failures(&self) {
         self.lock().failures = 0;
     }
@@ -170,6 +185,16 @@ mod tests {
         assert!(!breaker.is_closed());
         assert!(breaker.close());
         assert!(breaker.is_closed() && !breaker.close());
+    }
+
+    #[test]
+    fn a_connection_that_was_being_opened_when_another_failed_is_no_probe() {
+        let breaker = Breaker::new();
+        breaker.note_connection();
+        assert!(matches!(breaker.state(), RelayState::Up));
+        breaker.trip(error());
+        breaker.note_connection();
+        assert!(!breaker.is_closed());
     }
 
     #[test]

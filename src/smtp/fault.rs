@@ -31,9 +31,27 @@ pub enum RelayFault {
     Greeting,
     /// What it says is not SMTP as we know it.
     Protocol,
+    /// It listens, and puts off one mail after another.
+    Deferring,
 }
 
 impl RelayFault {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Dns,
+        Self::Refused,
+        Self::Unreachable,
+        Self::TimedOut,
+        Self::Closed,
+        Self::Tls,
+        Self::NoStartTls,
+        Self::Auth,
+        Self::Busy,
+        Self::Greeting,
+        Self::Protocol,
+        Self::Deferring,
+    ];
+
     /// The name used in logs and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -49,6 +67,7 @@ impl RelayFault {
             Self::Busy => "busy",
             Self::Greeting => "greeting",
             Self::Protocol => "protocol",
+            Self::Deferring => "deferring",
         }
     }
 }
@@ -109,6 +128,28 @@ impl RelayError {
                 phase,
                 format!("the relay will not serve this host ({}); ask its operator", reply.line()),
             ),
+        }
+    }
+
+    /// One mail after another was put off, the last one in these words.
+    pub(super) fn deferring(phase: Phase, words: &str) -> Self {
+        let words = format!(
+            "the relay put off mails to several people in a row ({words}); no try is burnt while this lasts; ask its \
+             operator"
+        );
+        Self::new(RelayFault::Deferring, phase, words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_a_name_and_a_place_of_its_own() {
+        for (index, fault) in RelayFault::ALL.into_iter().enumerate() {
+            assert_eq!(fault as usize, index, "{fault}");
+            assert_eq!(RelayFault::ALL.iter().filter(|other| other.name() == fault.name()).count(), 1);
         }
     }
 }

@@ -181,6 +181,52 @@ fn is_throttling(reply: &Reply) -> bool {
         })
 }
 
+/// What a mail's fate says about the relay, apart from its connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lesson {
+    /// It took the mail.
+    Took,
+    /// It refused the mail for good: it works.
+    Refused,
+    /// It put the mail off, or hung up on it.
+    PutOff,
+    /// It is being given more than it wants.
+    Throttles,
+    /// Nothing.
+    Nothing,
+}
+
+/// What a mail's fate says about the relay.
+pub(super) fn lesson(report: &SendReport) -> Lesson {
+    match report {
+        SendReport::Accepted { .. } => Lesson::Took,
+        SendReport::Refused { .. } if wants_other_settings(report) => Lesson::Nothing,
+        // Greylisting is about one sender and one recipient, whatever its code.
+        SendReport::Refused { reply, .. } if reply.code < 500 && is_greylisting(reply) => Lesson::Nothing,
+        // At MAIL this is how a relay ends a connection that has grown old.
+        SendReport::Refused { phase, reply } if reply.code == 421 => {
+            if *phase > Phase::Mail || is_throttling(reply) {
+                Lesson::Throttles
+            } else {
+                Lesson::Nothing
+            }
+        }
+        SendReport::Refused { reply, .. } => match reply.code {
+            500.. => Lesson::Refused,
+            400..=499 if is_throttling(reply) => Lesson::Throttles,
+            400..=499 => Lesson::PutOff,
+            _ => Lesson::Nothing,
+        },
+        SendReport::Broken { phase: Phase::Rcpt | Phase::Data | Phase::Content, .. } => Lesson::PutOff,
+        SendReport::Broken { .. } | SendReport::NotCapable { .. } => Lesson::Nothing,
+    }
+}
+
+fn is_greylisting(reply: &Reply) -> bool {
+    let text = reply.text.to_ascii_lowercase();
+    ["greylist", "graylist", "grey-list", "gray-list"].iter().any(|word| text.contains(word))
+}
+
 /// The relay wants credentials or TLS that our settings do not give it.
 pub(super) fn wants_other_settings(report: &SendReport) -> bool {
     matches!(report, SendReport::Refused { phase, reply } if *phase < Phase::Content && matches!(reply.code, 530 | 534 | 535 | 538))

@@ -41,6 +41,8 @@ pub struct ClaimRequest {
     pub crash_key: [u8; 32],
     /// Crashes of its own after which it is not tried any more.
     pub crashes_max: i32,
+    /// Whether a worker found dead here has not been counted for this delivery yet.
+    pub counts_crashes: bool,
     /// Its rows are probably there: a redelivery, a copy, a replay, or another recipient of a request just written. They are
     /// looked for first.
     pub may_be_known: bool,
@@ -164,10 +166,10 @@ pub enum Standing {
     Claimed(Claim),
     /// Could be claimed, with a place on a connection.
     Ready,
-    /// Not before this long.
-    NotDue(Duration),
-    /// Another worker is at it.
-    Busy,
+    /// Not before this long; with its attempts and deferrals so far.
+    NotDue(Duration, i32, i32),
+    /// Another worker is at it; with its attempts and deferrals so far.
+    Busy(i32, i32),
     /// Policy said no just now.
     Stopped(Status),
     /// It was over already, and nothing is owed.
@@ -269,7 +271,7 @@ fn fresh_standing(recipient: &RecipientClaim, status: Status) -> Standing {
             words: None,
         }),
         Initial::Wait => Standing::Ready,
-        Initial::NotBefore(at) => Standing::NotDue((*at - Utc::now()).to_std().unwrap_or_default()),
+        Initial::NotBefore(at) => Standing::NotDue((*at - Utc::now()).to_std().unwrap_or_default(), 0, 0),
         Initial::Fail(reason, error) => Standing::Failed { reason: *reason, error: error.clone(), attempts: 0 },
         Initial::Expired => Standing::Stopped(Status::Expired),
     }

@@ -2,7 +2,8 @@
 //!
 //! Invariant: what a row explains is not counted. A message whose mail is sent, under way, or not due yet came back
 //! because somebody hung up, not because of what is in it.
-//! Invariant: `alone` counts only what was begun alone and never ended; whoever outlives it takes its mark away.
+//! Invariant: what is worked on alone has a mark, and whoever outlives it takes that very mark away, whether or not it heard
+//! that the mark was made. A mark that stays was a crash of the message's own.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -44,7 +45,7 @@ impl Store {
             select $1, 1
             where not exists (select 1 from email_requests where id = $2) or exists (select 1 from claimable)
             on conflict (key) do update set crashes = c.crashes + 1, updated_at = now()
-            returning crashes, alone
+            returning crashes, (select count(*) from email_crash_marks where key = $1)::int as "alone!"
             "#,
             key.as_slice(),
             request_id
@@ -53,30 +54,24 @@ impl Store {
         within(limit_of(lane), async { Ok(counting.await?) }).await
     }
 
-    /// Notes that a message is about to be worked on alone. Counts as a crash of its own until [`Store::alone_ended`].
+    /// Marks a message that is about to be worked on alone: a crash of its own, until [`Store::unmark_alone`].
     ///
     /// # Errors
-    /// When the database is away.
-    pub async fn alone_begins(&self, lane: Lane, key: &[u8; 32]) -> Result<(), StoreError> {
-        let noting = sqlx::query!(
-            "insert into email_crashes as c (key, alone) values ($1, 1)
-             on conflict (key) do update set alone = c.alone + 1, updated_at = now()",
-            key.as_slice()
-        )
-        .execute(self.pool_of(lane));
-        within(limit_of(lane), async { Ok(noting.await?) }).await?;
+    /// When the database is away; the mark may have been made all the same.
+    pub async fn mark_alone(&self, lane: Lane, key: &[u8; 32], mark: Uuid) -> Result<(), StoreError> {
+        let marking = sqlx::query!("insert into email_crash_marks (id, key) values ($1, $2)", mark, key.as_slice())
+            .execute(self.pool_of(lane));
+        within(limit_of(lane), async { Ok(marking.await?) }).await?;
         Ok(())
     }
 
-    /// Takes that mark away: it was survived, or somebody else came beside it.
+    /// Takes a mark away: it was survived, or somebody else came beside it.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn alone_ended(&self, lane: Lane, key: &[u8; 32]) -> Result<(), StoreError> {
-        let noting =
-            sqlx::query!("update email_crashes set alone = greatest(alone - 1, 0) where key = $1", key.as_slice())
-                .execute(self.pool_of(lane));
-        within(limit_of(lane), async { Ok(noting.await?) }).await?;
+    pub async fn unmark_alone(&self, lane: Lane, mark: Uuid) -> Result<(), StoreError> {
+        let unmarking = sqlx::query!("delete from email_crash_marks where id = $1", mark).execute(self.pool_of(lane));
+        within(limit_of(lane), async { Ok(unmarking.await?) }).await?;
         Ok(())
     }
 
@@ -85,8 +80,11 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn forget_crashes(&self, lane: Lane, key: &[u8; 32]) -> Result<(), StoreError> {
-        let forgetting =
-            sqlx::query!("delete from email_crashes where key = $1", key.as_slice()).execute(self.pool_of(lane));
+        let forgetting = sqlx::query!(
+            "with marks as (delete from email_crash_marks where key = $1) delete from email_crashes where key = $1",
+            key.as_slice()
+        )
+        .execute(self.pool_of(lane));
         within(limit_of(lane), async { Ok(forgetting.await?) }).await?;
         Ok(())
     }
@@ -114,14 +112,16 @@ impl Store {
     }
 }
 
-/// Counts a lease that ran out on one of the message's mails, within the transaction that found it.
-pub(super) async fn count_lost_lease(tx: &mut PgConnection, key: &[u8; 32]) -> Result<Crashes, StoreError> {
+/// A lease that ran out on one of the message's mails, within the transaction that found it: counted once a delivery
+/// (`is_new`), else looked up.
+pub(super) async fn lost_lease(tx: &mut PgConnection, key: &[u8; 32], is_new: bool) -> Result<Crashes, StoreError> {
     Ok(sqlx::query_as!(
         Crashes,
-        "insert into email_crashes as c (key, crashes) values ($1, 1)
-         on conflict (key) do update set crashes = c.crashes + 1, updated_at = now()
-         returning crashes, alone",
-        key.as_slice()
+        r#"insert into email_crashes as c (key, crashes) values ($1, 1)
+         on conflict (key) do update set crashes = c.crashes + $2, updated_at = now()
+         returning crashes, (select count(*) from email_crash_marks where key = $1)::int as "alone!""#,
+        key.as_slice(),
+        i32::from(is_new)
     )
     .fetch_one(tx)
     .await?)

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Store, StoreError, replay::LetterState};
+use super::{Store, StoreError, replay::LetterState, within_limit};
 
 /// A dead letter on its way into the archive.
 #[derive(Debug, Clone)]
@@ -114,7 +114,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Away`]: leave it in its queue.
     pub async fn archive_dead(&self, letter: &NewDeadLetter) -> Result<(), StoreError> {
-        sqlx::query!(
+        let archiving = sqlx::query!(
             "insert into dead_letters (id, settlement_key, reason, error, request_id, source, template_key, lane, attempts,
                 routing_key, first_at, last_at, generation, properties, headers, body, body_bytes)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
@@ -137,8 +137,8 @@ impl Store {
             letter.body,
             i32::try_from(letter.body.len()).unwrap_or(i32::MAX)
         )
-        .execute(&self.pool)
-        .await?;
+        .execute(&self.pool);
+        within_limit(async { Ok(archiving.await?) }).await?;
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 //! Invariant: only faults of the database itself (connection, resources, shutdown, and a schema that does not fit) count
 //! as *away*; an error of the data is final for that one row.
 
+use std::time::Duration;
+
 use sqlx::Error;
 
 /// Why a statement did not do its work.
@@ -31,6 +33,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// No answer came.
+    #[must_use]
+    pub fn silent(limit: Duration) -> Self {
+        Self::Away(format!("no answer within {} s", limit.as_secs()))
+    }
+
     /// Whether waiting helps.
     #[must_use]
     pub const fn is_away(&self) -> bool {

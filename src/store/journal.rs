@@ -129,6 +129,8 @@ pub struct Ended {
     pub reply_text: Option<String>,
     pub relay_message_id: Option<String>,
     pub error: Option<String>,
+    /// The broker has confirmed the copy or letter that it brings.
+    pub is_settled: bool,
 }
 
 /// How far a mail is. Only a step further counts.
@@ -175,6 +177,17 @@ impl Progress {
 }
 
 impl Entry {
+    /// The same, after the broker has confirmed what it brings.
+    #[must_use]
+    pub fn settled(&self) -> Self {
+        let mut settled = self.clone();
+        if let Step::Ended(ended) = &mut settled.step {
+            ended.is_settled = true;
+            settled.id = Uuid::new_v5(&self.id, b"settled");
+        }
+        settled
+    }
+
     fn ended(&self) -> Option<(&Ended, Status)> {
         match &self.step {
             Step::Sending => None,
@@ -209,16 +222,23 @@ impl Store {
         self.worker_id
     }
 
-    /// Waits for the right to write the journal.
+    /// Asks for the right to write the journal; nothing: another daemon has it.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn lock_journal(&self) -> Result<JournalLock, StoreError> {
+    pub async fn try_lock_journal(&self) -> Result<Option<JournalLock>, StoreError> {
         let options = self.pool.connect_options();
         let locking = async {
             let mut connection = PgConnection::connect_with(&options).await?;
-            sqlx::query!("select pg_advisory_lock($1)", JOURNAL_LOCK).fetch_one(&mut connection).await?;
-            Ok(JournalLock { connection })
+            // A daemon that vanishes in the middle of it must not keep the others out for hours.
+            sqlx::query("set tcp_keepalives_idle = 10").execute(&mut connection).await?;
+            sqlx::query("set tcp_keepalives_interval = 5").execute(&mut connection).await?;
+            sqlx::query("set tcp_keepalives_count = 3").execute(&mut connection).await?;
+            sqlx::query("set idle_in_transaction_session_timeout = '60s'").execute(&mut connection).await?;
+            let is_ours = sqlx::query_scalar!("select pg_try_advisory_lock($1) as \"is_ours!\"", JOURNAL_LOCK)
+                .fetch_one(&mut connection)
+                .await?;
+            Ok(is_ours.then_some(JournalLock { connection }))
         };
         within_limit(locking).await
     }
@@ -369,17 +389,24 @@ async fn insert_recipient(
 async fn step(tx: &mut PgConnection, entry: &Entry, was_reopened: bool) -> Result<(), StoreError> {
     let hash = hex::decode(&entry.recipient_hash).unwrap_or_default();
     let row = sqlx::query!(
-        "select id, status, held, deferrals, token from email_messages
-         where request_id = $1 and recipient_hash = $2 for update",
+        r#"select m.id, m.status, m.held, m.deferrals, m.token, m.worker_id,
+            coalesce(w.lease_until > now(), false) as "lease_live!"
+           from email_messages m left join email_workers w on w.id = m.worker_id
+           where m.request_id = $1 and m.recipient_hash = $2 for update of m"#,
         entry.request.id,
         hash
     )
     .fetch_one(&mut *tx)
     .await?;
     let status = Status::from_name(&row.status).unwrap_or(Status::Sent);
-    let is_further = !was_reopened && entry.progress() > Progress::of_row(status, row.held, row.deferrals);
+    let (there, here) = (entry.progress(), Progress::of_row(status, row.held, row.deferrals));
+    let is_own = row.worker_id == Some(entry.worker_id);
+    // Somebody else has it on the wire: that one decides, but for the relay's yes.
+    let is_busy = status == Status::Sending && row.lease_live && !is_own && row.token != Some(entry.token);
+    let is_further = !was_reopened && (there == Progress::Over || !is_busy) && there > here;
     let Some((ended, new_status)) = entry.ended() else {
-        if is_further {
+        // At the same place it is the same try of the same daemon: under the token that it really went out with.
+        if is_further || !was_reopened && is_own && there == here && status == Status::Sending {
             sqlx::query!(
                 "update email_messages set status = 'sending', token = $2, worker_id = $3, due_at = null,
                     settlement = 'none', held = false, deferrals = $4, updated_at = now() where id = $1",
@@ -393,6 +420,18 @@ async fn step(tx: &mut PgConnection, entry: &Entry, was_reopened: bool) -> Resul
         }
         return Ok(());
     };
+    if !was_reopened && there == here && row.token == Some(entry.token) {
+        // Told once before, when the copy or letter was still owed; or the row knew it all along.
+        if ended.is_settled {
+            sqlx::query!(
+                "update email_messages set settlement = 'done' where id = $1 and settlement = 'pending'",
+                row.id
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        return Ok(());
+    }
     if is_further {
         sqlx::query!(
             "update email_messages set status = $2, attempts = $3, deferrals = $4, held = $5, token = $6, worker_id = $7,
@@ -408,8 +447,11 @@ async fn step(tx: &mut PgConnection, entry: &Entry, was_reopened: bool) -> Resul
             entry.worker_id,
             entry.at,
             ended.due_in,
-            // The daemon writes such an entry after the broker has confirmed the copy or letter.
-            if matches!(new_status, Status::Queued | Status::Unknown | Status::Failed) { "done" } else { "none" },
+            match new_status {
+                Status::Queued | Status::Unknown | Status::Failed if ended.is_settled => "done",
+                Status::Queued | Status::Unknown | Status::Failed => "pending",
+                _ => "none",
+            },
             ended.reason,
             ended.error,
             ended.sent_at

@@ -170,8 +170,9 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
                 sent_at = o.sent_at,
                 updated_at = now()
             from outcome o
-            where m.id = o.id and m.token = o.token
-                and (m.status = 'sending' or m.status = 'unknown' and o.status = 'sent')
+            where m.id = o.id and (m.status = 'sending' and m.token = o.token
+                -- the relay has it, whatever was decided for want of knowing that
+                or o.status = 'sent' and m.status in ('queued', 'unknown', 'failed'))
             returning m.id, m.attempts
         ), line as (
             insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text,
@@ -207,10 +208,11 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
         // Not in `sending` under our token: either this very outcome was committed before and only its answer was lost
         // (the token is still ours), or somebody else has taken the row.
         let ours = sqlx::query_scalar!(
-            "select m.id from email_messages m join unnest($1::uuid[], $2::uuid[]) as o (id, token)
-             on m.id = o.id and m.token = o.token",
+            "select m.id from email_messages m join unnest($1::uuid[], $2::uuid[], $3::text[]) as o (id, token, status)
+             on m.id = o.id and m.token = o.token and m.status = o.status",
             &c.id,
-            &c.token
+            &c.token,
+            &c.status
         )
         .fetch_all(pool)
         .await?;

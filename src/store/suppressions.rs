@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, within_limit};
 
 /// How old what is in memory may be.
 const REFRESH: Duration = Duration::from_secs(30);
@@ -31,12 +31,12 @@ impl Store {
     /// # Errors
     /// When the database is away; the list stays as it is.
     pub async fn load_suppressions(&self) -> Result<(), StoreError> {
-        let rows = sqlx::query!(
+        let loading = sqlx::query!(
             "select address_hash, expires_at from suppressions
              where reason in ('hard_bounce', 'complaint') and (expires_at is null or expires_at > now())"
         )
-        .fetch_all(&self.pool)
-        .await?;
+        .fetch_all(&self.pool);
+        let rows = within_limit(async { Ok(loading.await?) }).await?;
         let by_hash = rows.into_iter().filter_map(|row| Some((row.address_hash.try_into().ok()?, row.expires_at)));
         self.suppressed.by_hash.store(Arc::new(by_hash.collect()));
         Ok(())

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, within_limit};
 use crate::email::Lane;
 
 /// A version as it is kept.
@@ -162,7 +162,8 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn template_generation(&self) -> Result<i64, StoreError> {
-        Ok(sqlx::query_scalar!("select generation from template_generation").fetch_one(&self.pool).await?)
+        let asking = sqlx::query_scalar!("select generation from template_generation").fetch_one(&self.pool);
+        within_limit(async { Ok(asking.await?) }).await
     }
 
     /// The active version of every key.

@@ -16,6 +16,12 @@ mod smtp_security;
 
 mod smtp_relays;
 
+mod smtp_throttling_relay;
+
+mod smtp_deferring_relay;
+
+mod smtp_probing;
+
 mod broker_every_template;
 
 mod broker_original_requests;
@@ -51,6 +57,14 @@ mod broker_lost_consumer;
 mod broker_poison;
 
 mod broker_relay_away;
+
+mod broker_relay_faults;
+
+mod broker_relay_throttles;
+
+mod broker_relay_defers;
+
+mod broker_two_relays;
 
 mod broker_stopped_daemon;
 

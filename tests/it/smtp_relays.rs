@@ -16,13 +16,13 @@ use crate::{
 
 const MESSAGE: &[u8] = b"Subject: x\r\n\r\ny\r\n";
 
-async fn send_in(relays: Arc<Relays>, lane: Lane) -> SendReport {
+pub(crate) async fn send_in(relays: Arc<Relays>, lane: Lane) -> SendReport {
     let address = EmailAddress::parse("a@example.bj").expect("valid");
     let place = relays.place(lane).await;
-    Box::pin(place.send(&OutgoingMail { from: &address, to: &address, message: MESSAGE })).await
+    Box::pin(place.send(&OutgoingMail { from: &address, to: &address, message: MESSAGE })).await.report
 }
 
-fn all_accepted(reports: &[SendReport]) -> bool {
+pub(crate) fn all_accepted(reports: &[SendReport]) -> bool {
     reports.iter().all(|report| matches!(report, SendReport::Accepted { .. }))
 }
 
@@ -51,6 +51,25 @@ async fn a_lane_keeps_to_its_connections_and_leaves_others_theirs() {
     assert_eq!((log.accepted().count(), log.connections, log.connections_open_max), (21, 3, 3));
     let health = relays.health().remove(0);
     assert_eq!((health.in_use.bulk, health.idle.bulk, health.idle.fast), (0, 2, 1));
+}
+
+#[tokio::test]
+async fn a_relay_may_have_limits_of_its_own() {
+    let relay = Relay::start().await;
+    let mut config = relay.smtp_config();
+    config.relays[0].connections.bulk = Some(1);
+    let relays = relays(&config);
+    relay.hold_final_dots();
+    let mut mails = JoinSet::new();
+    for lane in [Lane::Bulk, Lane::Bulk, Lane::Bulk, Lane::Standard, Lane::Standard, Lane::Standard] {
+        mails.spawn(send_in(Arc::clone(&relays), lane));
+    }
+    relay.wait_until("three mails on the wire", |log| log.mails.len() == 3).await;
+    let health = relays.health().remove(0);
+    assert_eq!((health.in_use.bulk, health.in_use.standard), (1, 2));
+    relay.release_final_dots();
+    assert!(all_accepted(&mails.join_all().await));
+    assert_eq!(relay.log().connections_open_max, 3);
 }
 
 #[tokio::test]

@@ -1,73 +1,23 @@
 //! TLS and credentials: required means required, and nothing travels in plain that should not.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use postrider::{
     config::{RelayCredentials, RelayTls, SmtpConfig},
     email::{Outcome, Phase, SendReport},
     smtp::{Capabilities, RelayError, RelayFault, RelayState, TlsSetupError, classify},
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::{
-    ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-};
 use secrecy::SecretString;
-use tempfile::TempDir;
 
 use crate::{
     smtp_session::{relays, send},
-    support::relay::{Act, Offer, Relay, Rule},
+    support::{
+        authority::Authority,
+        relay::{Act, Offer, Relay, Rule},
+    },
 };
 
 const MESSAGE: &[u8] = b"Subject: x\r\n\r\ny\r\n";
-
-/// An authority of our own, and a server certificate by it.
-struct Authority {
-    directory: TempDir,
-    server: Arc<ServerConfig>,
-}
-
-impl Authority {
-    fn for_host(host: &str) -> Self {
-        Self::named("An authority", host)
-    }
-
-    fn named(name: &str, host: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
-        let key = KeyPair::generate().expect("a key");
-        let certificate = CertificateParams::new(vec![host.to_owned()])
-            .expect("a host name")
-            .signed_by(&key, &issuer)
-            .expect("a certificate");
-        let directory = TempDir::new().expect("a directory");
-        std::fs::write(directory.path().join("ca.pem"), issuer.pem()).expect("a file");
-        let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the defaults are sound")
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-            )
-            .expect("key and certificate match");
-        Self { directory, server: Arc::new(server) }
-    }
-
-    fn file(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
-    }
-
-    /// The relay's settings, with this authority trusted.
-    fn trusted(&self, relay: &Relay) -> SmtpConfig {
-        let mut config = relay.smtp_config();
-        config.relays[0].ca_file = Some(self.file());
-        config
-    }
-}
 
 async fn probe(config: &SmtpConfig) -> Result<Capabilities, RelayError> {
     let relays = relays(config);
@@ -120,6 +70,16 @@ async fn a_certificate_for_another_host_is_refused() {
     let error = probe(&authority.trusted(&relay)).await.expect_err("it is not for localhost");
     assert_eq!(error.fault, RelayFault::Tls);
     assert!(error.words.contains("SMTP_HOST"), "{error}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_refused() {
+    let authority = Authority::with_expired_certificate("localhost");
+    let relay = Relay::with(Offer { starttls: Some(Arc::clone(&authority.server)), ..Offer::default() }).await;
+    let error = probe(&authority.trusted(&relay)).await.expect_err("it is too old");
+    assert_eq!((error.fault, error.phase), (RelayFault::Tls, Phase::StartTls));
+    assert!(error.words.contains("expired"), "{error}");
+    assert!(!relay.log().was_told("MAIL"));
 }
 
 #[tokio::test]

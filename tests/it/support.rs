@@ -8,6 +8,9 @@
 /// A relay that misbehaves on command.
 pub mod relay;
 
+/// Certificates for such a relay.
+pub mod authority;
+
 /// A virtual host of one's own on a real RabbitMQ.
 pub mod broker;
 

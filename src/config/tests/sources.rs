@@ -124,6 +124,33 @@ fn the_file_lists_relays() {
 }
 
 #[test]
+fn a_relay_of_the_file_may_have_connection_limits_of_its_own() {
+    let text = r#"
+        [[relays]]
+        host = "one.example"
+        connections_bulk = 1
+        connections_standard = 64
+        [[relays]]
+        host = "two.example"
+    "#;
+    let relays = load_file(text, &[], &["SMTP_HOST"]).expect("valid").smtp.relays;
+    assert_eq!(relays[0].connections, PerLane { fast: None, standard: Some(64), bulk: Some(1) });
+    assert_eq!(relays[1].connections, PerLane { fast: None, standard: None, bulk: None });
+
+    for (line, problem) in [
+        ("connections_bulk = 0", "\"0\" is not a whole number from 1 to 500"),
+        ("connections_fast = \"many\"", "\"many\" is not a whole number from 1 to 500"),
+        ("connections_fast = 33", "is 33, more than the 32 of EMAIL_PREFETCH_FAST"),
+        ("connections_slow = 1", "did you mean connections_"),
+    ] {
+        let text = format!("[[relays]]\nhost = \"one.example\"\n{line}");
+        let faults = load_file(&text, &[], &["SMTP_HOST"]).expect_err("a fault");
+        assert_eq!(faults.iter().count(), 1, "{faults}");
+        assert!(faults.to_string().contains(problem), "{line}: {faults}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_the_file_comes_with_the_rest() {
     let text = r#"
         smtp_port = 25

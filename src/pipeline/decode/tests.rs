@@ -23,6 +23,7 @@ fn envelope(content_type: &str) -> Envelope {
         is_copy: false,
         crashes: 0,
         pending: None,
+        is_doubtful: false,
         template_version: None,
         redelivered: false,
         replayed_at: None,

@@ -203,6 +203,39 @@ fn every_row_of_the_outcome_table() {
 }
 
 #[test]
+fn what_a_mails_fate_says_about_the_relay() {
+    for (report, want) in [
+        (SendReport::Accepted { reply: reply(b"250 ok\r\n") }, Lesson::Took),
+        (refusal(Phase::Rcpt, "550 5.1.1 no such user"), Lesson::Refused),
+        (refusal(Phase::FinalDot, "530 odd"), Lesson::Refused),
+        (refusal(Phase::Mail, "530 5.7.0 Authentication required"), Lesson::Nothing),
+        (refusal(Phase::FinalDot, "454 Throttling failure: Maximum sending rate exceeded."), Lesson::Throttles),
+        (refusal(Phase::Rcpt, "450 your sending rate is too high"), Lesson::Throttles),
+        (refusal(Phase::Mail, "421 4.7.0 too many messages"), Lesson::Throttles),
+        (refusal(Phase::Mail, "421 4.4.2 idle for too long"), Lesson::Nothing),
+        (refusal(Phase::Rcpt, "421 closing"), Lesson::Throttles),
+        (refusal(Phase::FinalDot, "421 closing"), Lesson::Throttles),
+        (refusal(Phase::Mail, "451 4.3.0 try later"), Lesson::PutOff),
+        (refusal(Phase::Rcpt, "452 4.2.2 mailbox full"), Lesson::PutOff),
+        (refusal(Phase::FinalDot, "451 4.3.0 try later"), Lesson::PutOff),
+        // About one sender and one recipient.
+        (refusal(Phase::Rcpt, "450 4.2.0 <x>: Recipient address rejected: Greylisted"), Lesson::Nothing),
+        (refusal(Phase::Rcpt, "451 4.7.1 Greylisting in action, come back later"), Lesson::Nothing),
+        (refusal(Phase::Rcpt, "554 you are not greylisted but refused"), Lesson::Refused),
+        (cut(Phase::Mail), Lesson::Nothing),
+        (cut(Phase::Rcpt), Lesson::PutOff),
+        (cut(Phase::Content), Lesson::PutOff),
+        (cut(Phase::FinalDot), Lesson::Nothing),
+        (SendReport::NotCapable { missing: "no SMTPUTF8".into() }, Lesson::Nothing),
+    ] {
+        assert_eq!(lesson(&report), want, "{report:?}");
+        // Only what burns a try can be the relay's affair instead.
+        let counted = matches!(classify(&report), Outcome::Deferred { counted: true, .. });
+        assert!(counted || want != Lesson::PutOff, "{report:?}");
+    }
+}
+
+#[test]
 fn the_error_names_step_and_words_and_has_an_end() {
     let Outcome::Rejected { error, .. } = classify(&refusal(Phase::Rcpt, "550 5.1.1 no such user")) else {
         panic!("a 550 is a rejection")

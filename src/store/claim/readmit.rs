@@ -89,7 +89,7 @@ pub(super) async fn readmit(
         let lost_worker =
             status == Status::Sending && !row_facts.lease_live && !row_facts.given_up && !row_facts.own_token;
         if lost_worker && crashed.is_none() {
-            crashed = Some(crashes::count_lost_lease(tx, &request.crash_key).await?);
+            crashed = Some(crashes::lost_lease(tx, &request.crash_key, request.counts_crashes).await?);
         }
         let is_poison = lost_worker && crashed.is_some_and(|c| c.alone >= request.crashes_max);
         let words = match (&row.subject, &row.html_content, &row.text_content) {
@@ -127,7 +127,7 @@ pub(super) async fn readmit(
                 Standing::Stopped(Status::Expired)
             }
             // And here it is behind.
-            (Finding::Claimable, Initial::NotBefore(_)) => Standing::NotDue(CLOCK_SKEW),
+            (Finding::Claimable, Initial::NotBefore(_)) => Standing::NotDue(CLOCK_SKEW, row.attempts, row.deferrals),
             (Finding::OwnClaim, Initial::Claim(token)) => Standing::Claimed(claim(*token)),
             (Finding::Claimable, Initial::Claim(token)) => {
                 let fresh = if words.is_none() { recipient.words.as_deref() } else { None };
@@ -138,8 +138,8 @@ pub(super) async fn readmit(
                 Standing::Claimed(claim(*token))
             }
             (Finding::Claimable | Finding::OwnClaim, _) => Standing::Ready,
-            (Finding::NotDue(due_in), _) => Standing::NotDue(due_in),
-            (Finding::Busy, _) => Standing::Busy,
+            (Finding::NotDue(due_in), _) => Standing::NotDue(due_in, row.attempts, row.deferrals),
+            (Finding::Busy, _) => Standing::Busy(row.attempts, row.deferrals),
             (Finding::Settled, _) => Standing::Settled(status),
             (Finding::Owed, _) => Standing::Failed {
                 reason: row.reason.as_deref().and_then(Reason::from_name).unwrap_or(Reason::OutcomeUnknown),
@@ -148,7 +148,7 @@ pub(super) async fn readmit(
             },
             (Finding::NowUnknown(wait), _) => {
                 mark_unknown(tx, row.id, Some(wait)).await?;
-                Standing::NotDue(wait)
+                Standing::NotDue(wait, row.attempts, row.deferrals)
             }
             (Finding::NowHeld, _) => {
                 mark_unknown(tx, row.id, None).await?;

@@ -78,7 +78,8 @@ impl Daemon {
         .await
     }
 
-    async fn readiness(&self) -> (StatusCode, Value) {
+    /// What `/readyz` says.
+    pub async fn readiness(&self) -> (StatusCode, Value) {
         match self.http.get(self.url("/readyz")).send().await {
             Ok(answer) => (answer.status(), answer.json().await.unwrap_or_default()),
             Err(error) => (StatusCode::BAD_GATEWAY, Value::String(error.to_string())),

@@ -91,6 +91,12 @@ impl Installation {
         self.daemon = Some(Daemon::launch(&self.variables).await);
     }
 
+    /// Changes settings of daemons to come; what is set to nothing is unset.
+    pub fn set(&mut self, settings: &[(&str, &str)]) {
+        let changed = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.variables.extend(changed);
+    }
+
     /// Declares everything on the broker, as a daemon does, and leaves no daemon behind.
     pub async fn declare_queues(&mut self) {
         self.start_daemon().await;

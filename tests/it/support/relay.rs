@@ -144,6 +144,7 @@ impl Relay {
                 user: user.clone(),
                 password: SecretString::from(password.as_str()),
             }),
+            connections: PerLane::from_fn(|_| None),
         }
     }
 

@@ -1,0 +1,202 @@
+//! A place on a connection: the right to send one mail to one relay, and what the relay learns from it.
+//!
+//! Invariant: a place is accounted for once, however it ends: its connection, its permit, its share of the relay's pace
+//! and of a trial are used up or given back.
+
+use std::sync::Arc;
+
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+
+use super::{
+    connection::Connection,
+    relay::Relay,
+    reply::{Lesson, classify, lesson, wants_other_settings},
+    transaction::{self, OutgoingMail},
+    trial::LetGo,
+};
+use crate::email::{Lane, LinkFault, Outcome, Phase, SendReport};
+
+/// The right to send one mail over a connection that is ready for it.
+///
+/// Dropped unused, it gives everything back.
+#[must_use]
+pub struct Place {
+    pub(super) pass: Pass,
+    pub(super) connection: Option<Connection>,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The relay lets one mail go: its pace and its trials have room.
+pub(super) struct Pass {
+    pub(super) relay: Arc<Relay>,
+    pub(super) lane: Lane,
+    pub(super) at: Instant,
+    pub(super) let_go: LetGo,
+    pub(super) is_used: bool,
+}
+
+/// How a mail fared, and what follows from it beyond the mail.
+#[derive(Debug)]
+#[must_use]
+pub struct Sent {
+    /// What the relay said, or how the link ended, and at which step.
+    pub report: SendReport,
+    /// The relay has put off mails to several people in a row: a deferral says nothing about this one.
+    pub is_the_relays_affair: bool,
+    /// Whether the mail may be sent again at once, and how.
+    pub again: Again,
+}
+
+/// Whether a mail that was not sent may be sent again at once: never if it may have been accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// The outcome stands.
+    No,
+    /// The connection had grown old: any other will do.
+    OnAnyConnection,
+    /// The relay is in trouble: another one, or this one when it works again.
+    WhenItWorks,
+    /// The relay does not want to be spoken to now: another one.
+    AtAnotherRelay,
+}
+
+impl Sent {
+    /// What it means for the recipient.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match classify(&self.report) {
+            Outcome::Deferred { phase, reply, error, counted } => {
+                Outcome::Deferred { phase, reply, error, counted: counted && !self.is_the_relays_affair }
+            }
+            other => other,
+        }
+    }
+}
+
+impl Place {
+    /// The relay's name in the settings.
+    #[must_use]
+    pub fn relay_name(&self) -> &str {
+        self.pass.relay.name()
+    }
+
+    /// Sends one mail and says how that went; gives the connection back if it is still in step.
+    ///
+    /// The future must not be dropped once it was polled: the relay may have the mail, and nobody would know. If it is
+    /// dropped all the same, the connection is closed and never used again.
+    pub async fn send(mut self, mail: &OutgoingMail<'_>) -> Sent {
+        let Some(mut connection) = self.connection.take() else {
+            let report = SendReport::Broken { phase: Phase::Mail, fault: LinkFault::Closed };
+            return Sent { report, is_the_relays_affair: false, again: Again::OnAnyConnection };
+        };
+        let is_fresh = connection.mails == 0;
+        let report = transaction::send(&mut connection, mail).await;
+        let relay = Arc::clone(&self.pass.relay);
+        // A mail that the relay cannot carry was not sent.
+        self.pass.is_used = !matches!(report, SendReport::NotCapable { .. });
+        let is_the_relays_affair = self.pass.is_used && relay.learn_from(&report, is_fresh, &self.pass, mail.to);
+        if connection.is_in_step() {
+            if connection.mails < relay.mails_per_connection_max {
+                self.connection = Some(connection);
+            } else {
+                // The permit goes with it: until the relay has let it go it counts.
+                let permit = self.permit.take();
+                tokio::spawn(async move {
+                    connection.quit().await;
+                    drop(permit);
+                });
+            }
+        }
+        let again = again(&report, is_fresh);
+        Sent { report, is_the_relays_affair, again }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.pass.relay.take_back(self.pass.lane, connection);
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if !self.is_used {
+            self.relay.give_back(self.let_go);
+        }
+    }
+}
+
+/// After the final dot even a clear refusal stands: what follows it is decided with the outcome on record.
+fn again(report: &SendReport, is_fresh: bool) -> Again {
+    match report {
+        SendReport::Broken { phase: Phase::Mail, .. } if is_fresh => Again::WhenItWorks,
+        SendReport::Broken { phase: Phase::Mail, .. } => Again::OnAnyConnection,
+        SendReport::Refused { phase, reply } if *phase < Phase::FinalDot => {
+            if reply.code == 421 || wants_other_settings(report) || lesson(report) == Lesson::Throttles {
+                Again::AtAnotherRelay
+            } else {
+                Again::No
+            }
+        }
+        SendReport::Accepted { .. }
+        | SendReport::Refused { .. }
+        | SendReport::Broken { .. }
+        | SendReport::NotCapable { .. } => Again::No,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::email::Reply;
+
+    fn refusal(phase: Phase, code: u16, text: &str) -> SendReport {
+        SendReport::Refused { phase, reply: Reply { code, enhanced: None, text: text.to_owned() } }
+    }
+
+    fn cut(phase: Phase) -> SendReport {
+        SendReport::Broken { phase, fault: LinkFault::Closed }
+    }
+
+    #[test]
+    fn only_what_cannot_have_been_accepted_goes_again_at_once() {
+        for (report, is_fresh, want) in [
+            (cut(Phase::Mail), false, Again::OnAnyConnection),
+            (cut(Phase::Mail), true, Again::WhenItWorks),
+            (cut(Phase::Rcpt), true, Again::No),
+            (cut(Phase::Content), true, Again::No),
+            (cut(Phase::FinalDot), true, Again::No),
+            (refusal(Phase::Mail, 421, "busy"), true, Again::AtAnotherRelay),
+            (refusal(Phase::Data, 421, "busy"), false, Again::AtAnotherRelay),
+            (refusal(Phase::Content, 421, "busy"), false, Again::AtAnotherRelay),
+            (refusal(Phase::FinalDot, 421, "busy"), false, Again::No),
+            (refusal(Phase::Rcpt, 454, "throttled"), false, Again::AtAnotherRelay),
+            (refusal(Phase::FinalDot, 454, "throttled"), false, Again::No),
+            (refusal(Phase::Mail, 530, "who are you"), true, Again::AtAnotherRelay),
+            (refusal(Phase::Rcpt, 451, "try later"), true, Again::No),
+            (refusal(Phase::Rcpt, 450, "greylisted"), true, Again::No),
+            (refusal(Phase::Rcpt, 550, "no such user"), true, Again::No),
+            (SendReport::NotCapable { missing: "SMTPUTF8".to_owned() }, true, Again::No),
+        ] {
+            assert_eq!(again(&report, is_fresh), want, "{report:?}");
+        }
+    }
+
+    #[test]
+    fn a_deferral_that_is_the_relays_affair_burns_no_try_and_nothing_else_changes() {
+        let counted = |report, is_the_relays_affair| {
+            let sent = Sent { report, is_the_relays_affair, again: Again::No };
+            match sent.outcome() {
+                Outcome::Deferred { counted, .. } => Some(counted),
+                Outcome::Sent { .. } | Outcome::Rejected { .. } | Outcome::Unknown { .. } => None,
+            }
+        };
+        assert_eq!(counted(refusal(Phase::Rcpt, 451, "later"), false), Some(true));
+        assert_eq!(counted(refusal(Phase::Rcpt, 451, "later"), true), Some(false));
+        assert_eq!(counted(refusal(Phase::Rcpt, 421, "later"), false), Some(false));
+        assert_eq!(counted(refusal(Phase::Rcpt, 550, "no"), true), None);
+        assert_eq!(counted(cut(Phase::FinalDot), true), None);
+    }
+}
