@@ -14,7 +14,30 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("one_of_three", "killing one of three daemons loses and repeats nothing", (60, 1200), |run| {
             play(run, 3)
         }),
+        Case::new(
+            "crash_loop",
+            "a daemon that is killed over and over, from outside, blames and parks nobody for it",
+            (40, 600),
+            crash_loop,
+        ),
     ]
+}
+
+/// Killed soon after each start, when it looks at what came back.
+async fn crash_loop(run: Run) -> Report {
+    let kills = run.either(40, 5);
+    let mut stage = Stage::set(run, Setup::default()).await;
+    let part = stage.load.total().div_ceil(kills);
+    for _ in 0..kills {
+        stage.load.allow(part);
+        let daemon = stage.start_daemon(&[]);
+        let life = stage.random.between(150..=1200);
+        tokio::time::sleep(Duration::from_millis(life)).await;
+        stage.crew.kill(daemon);
+        stage.note_kill().await;
+    }
+    stage.start_daemon(&[]);
+    stage.conclude().await
 }
 
 async fn play(run: Run, daemons: usize) -> Report {

@@ -1,4 +1,7 @@
 //! The daemon is killed at every boundary of a message's path, again and again, and another takes over.
+//!
+//! Whoever dies at a boundary dies of the message that came there, as far as a daemon can tell. So that nobody dies of the same
+//! one three times, which is what poison does, a daemon that lives finishes what is left after every second death.
 
 use std::time::Duration;
 
@@ -19,6 +22,8 @@ const KILLS: usize = 50;
 const PASSAGES_MAX: u64 = 5;
 /// Published for each daemon, so that there is always something left for the next.
 const EACH: usize = 8;
+/// Deaths until one lives.
+const IN_A_ROW: usize = 2;
 /// A daemon that lives for so long gets more to do.
 const IMPATIENCE: Duration = Duration::from_secs(4);
 
@@ -75,6 +80,11 @@ async fn play(run: Run, point: Point) -> Report {
             }
         }
         stage.note_kill().await;
+        if stage.crew.kills.is_multiple_of(IN_A_ROW) && stage.crew.kills < kills {
+            stage.start_daemon(&[]);
+            stage.until_over().await;
+            stage.crew.stop().await;
+        }
         if stage.crew.kills.is_multiple_of(10) {
             stage.run.say(&format!("{} of {kills} kills, {} requests", stage.crew.kills, stage.load.count()));
         }
