@@ -371,7 +371,8 @@ impl<'a> Judge<'a> {
                 cuts.iter().any(|(cut, row)| {
                     let is_this_send = match row.status.as_str() {
                         "sending" => row.touched_ms <= send.begun_ms + CLOCK_MS,
-                        _ => row.touched_ms + CLOCK_MS >= send.dot_ms,
+                        // Its last byte may still have been on the line when the daemon gave up.
+                        _ => row.touched_ms + CLOCK_MS >= send.begun_ms,
                     };
                     cut.excuses && is_this_send && send.dot_ms <= cut.at_ms + UNDERWAY_MS
                 })
