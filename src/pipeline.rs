@@ -145,11 +145,13 @@ struct Carried {
     settlement: Settlement,
     /// Entries of the journal that are owed: once the settlement is confirmed, before the acknowledgement.
     afterwards: Vec<Entry>,
+    /// Workers that died on it were counted.
+    is_counted: bool,
 }
 
 impl From<Settlement> for Carried {
     fn from(settlement: Settlement) -> Self {
-        Self { settlement, afterwards: Vec::new() }
+        Self { settlement, afterwards: Vec::new(), is_counted: false }
     }
 }
 
@@ -171,8 +173,9 @@ impl Pipeline {
                 return self.settle(delivery, Settlement::HandBack.into()).await;
             }
             let suspicion = self.suspicion(&delivery).await;
-            let is_counted = !matches!(suspicion, Suspicion::None);
+            let is_suspect = !matches!(suspicion, Suspicion::None);
             let carried = self.carry_under(&delivery, suspicion).await;
+            let is_counted = is_suspect || carried.is_counted;
             let key = (is_counted && carried.settlement.leaves_the_queue()).then(|| delivery.crash_key());
             self.settle(delivery, carried).await;
             if let Some(key) = key {
@@ -195,8 +198,8 @@ impl Pipeline {
         }
         // The stages see a reference, so that a panic in one of them cannot swallow the delivery.
         match AssertUnwindSafe(self.process(delivery)).catch_unwind().await {
-            Ok(Carried { settlement: Settlement::Crashed(words), afterwards }) => {
-                Carried { settlement: self.crashed(delivery, words).await, afterwards }
+            Ok(Carried { settlement: Settlement::Crashed(words), afterwards, is_counted }) => {
+                Carried { settlement: self.crashed(delivery, words).await, afterwards, is_counted }
             }
             Ok(carried) => carried,
             Err(panic) => self.crashed(delivery, words_of(panic.as_ref())).await.into(),
@@ -346,7 +349,10 @@ impl Pipeline {
             other => (other, place),
         };
         match (standing, place) {
-            (Standing::Claimed(claim), Some(place)) => self.deliver(message, index, claim, place).await,
+            (Standing::Claimed(claim), Some(place)) => {
+                message.note_crashes(claim.crashes);
+                self.deliver(message, index, claim, place).await
+            }
             // A claim is only asked for with a place in hand; whatever else this is, it is looked at again later.
             (Standing::Claimed(_) | Standing::Ready, _) => Fate::Wait(Duration::ZERO, Tries::default()),
             (Standing::NotDue(due_in, attempts, deferrals), _) => Fate::Wait(due_in, Tries { attempts, deferrals }),

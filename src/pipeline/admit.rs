@@ -48,6 +48,8 @@ pub(super) struct Message<'a> {
     is_journaled: bool,
     /// Entries of the journal that are owed once the settlement is confirmed.
     afterwards: Mutex<Vec<Entry>>,
+    /// Workers that died on it were counted.
+    is_counted: AtomicBool,
     /// The files' bytes are in the journal.
     has_told_files: AtomicBool,
     /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
@@ -100,6 +102,7 @@ impl<'a> Message<'a> {
             claims,
             is_journaled: false,
             afterwards: Mutex::default(),
+            is_counted: AtomicBool::new(false),
             has_told_files: AtomicBool::new(false),
             identities,
             unknown,
@@ -154,6 +157,11 @@ impl<'a> Message<'a> {
         !self.has_told_files.swap(true, Ordering::SeqCst)
     }
 
+    /// Notes that workers died on it, to be forgotten when it leaves its queue.
+    pub(super) fn note_crashes(&self, crashes: i32) {
+        self.is_counted.fetch_or(crashes > 0, Ordering::SeqCst);
+    }
+
     /// Whether somebody else may have sent it, of whom nobody could be asked.
     pub(super) const fn is_doubtful(&self) -> bool {
         self.envelope.redelivered || self.envelope.is_doubtful
@@ -169,7 +177,7 @@ impl<'a> Message<'a> {
         let hashes: Vec<&[u8; 32]> = self.identities.iter().map(|identity| &identity.hash).collect();
         let settlement = Settlement::of(fates, &hashes, self.copy_no(), self.rendering.version(), self.request);
         let afterwards = std::mem::take(&mut *self.afterwards.lock().unwrap_or_else(PoisonError::into_inner));
-        Carried { settlement, afterwards }
+        Carried { settlement, afterwards, is_counted: self.is_counted.load(Ordering::SeqCst) }
     }
 
     pub(super) fn recipient(&self, index: usize) -> &Recipient {

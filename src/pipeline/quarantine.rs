@@ -51,6 +51,8 @@ struct Mark {
 pub struct Quarantine {
     drain_max: Duration,
     beside_wait_max: Duration,
+    /// Held by the one message that is rehearsed.
+    rehearsal: tokio::sync::Mutex<()>,
     /// Held by whoever decodes, renders or builds; exclusively by a rehearsal.
     desk: RwLock<()>,
     wire: watch::Sender<Wire>,
@@ -79,6 +81,7 @@ impl Default for Quarantine {
         Self {
             drain_max: DRAIN_MAX,
             beside_wait_max: BESIDE_WAIT_MAX,
+            rehearsal: tokio::sync::Mutex::default(),
             desk: RwLock::new(()),
             wire: watch::Sender::new(Wire::default()),
             remembered: Mutex::default(),
@@ -215,6 +218,8 @@ impl Pipeline {
     /// Decodes, renders and builds a message while no other is. The error is the words of its panic.
     pub(super) async fn rehearse(&self, delivery: &Delivery) -> Result<(), String> {
         let (lane, key) = (delivery.envelope.lane, delivery.crash_key());
+        // One at a time: a crash has one mark, or everybody who waited for the desk would be blamed for it.
+        let _rehearsal = self.quarantine.rehearsal.lock().await;
         // While the store is away nothing can be written down; then it is only kept apart.
         let mark = if self.store.is_up() { Some(self.mark_alone(lane, &key).await) } else { None };
         tracing::info!("a message that came back without a reason is worked on alone");

@@ -318,7 +318,7 @@ fn label(fates: &[Fate]) -> &'static str {
 impl Pipeline {
     pub(super) async fn settle(&self, delivery: Delivery, carried: Carried) {
         let lane = delivery.envelope.lane;
-        let Carried { settlement, afterwards } = carried;
+        let Carried { settlement, afterwards, is_counted: _ } = carried;
         let mut is_ready_to_ack = match &settlement {
             Settlement::Ack(label) => {
                 self.metrics.settled(lane, label);
