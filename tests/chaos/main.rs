@@ -124,9 +124,11 @@ async fn play(args: &Args, wanted: Vec<Case>) -> Reports {
     let places = Arc::new(Semaphore::new(args.jobs.into()));
     let mut playing = JoinSet::new();
     for case in together {
-        let (places, full) = (Arc::clone(&places), args.full);
+        // One after the other as there is room, in the order of the table: what takes longest comes first.
+        let place = Arc::clone(&places).acquire_owned().await;
+        let full = args.full;
         playing.spawn(async move {
-            let _place = places.acquire_owned().await;
+            let _place = place;
             play_one(case, seed, full).await
         });
     }

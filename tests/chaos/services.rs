@@ -30,7 +30,7 @@ impl Service {
 
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set, so the services cannot be stopped and started: run ./deploy/dev chaos")
+        panic!("{name} is not set, so there is nothing to play on: run ./deploy/dev chaos, or ./deploy/dev test")
     })
 }
 
