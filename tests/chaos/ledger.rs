@@ -106,6 +106,8 @@ pub struct Facts {
     pub rows: Vec<Row>,
     pub letters: Vec<Letter>,
     pub cuts: Vec<Cut>,
+    /// Messages that are still in a queue.
+    pub queued: usize,
     /// The database was away from, until.
     pub outages: Vec<(i64, i64)>,
     /// What a mail to a good address may end as, besides sent and held.

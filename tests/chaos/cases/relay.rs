@@ -15,6 +15,8 @@ use crate::{
 
 /// Requests of each case.
 const SIZE: (usize, usize) = (20, 180);
+/// Mails a second that the relay takes, where it limits them.
+const RATE: usize = 12;
 /// Steps before the relay knows the recipient go wrong once in so many times.
 const EVERY: usize = 5;
 
@@ -52,21 +54,21 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "a 421 costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _, group| once_each(relay, group, Phase::Rcpt, Act::reply("421 4.3.2 shutting down")),
+        script: |relay, _, group| a_few_times(relay, group, Phase::Rcpt, Act::reply("421 4.3.2 shutting down")),
     },
     Misdeed {
         name: "421_data",
         proves: "a 421 costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _, group| once_each(relay, group, Phase::Data, Act::reply("421 4.3.2 shutting down")),
+        script: |relay, _, group| a_few_times(relay, group, Phase::Data, Act::reply("421 4.3.2 shutting down")),
     },
     Misdeed {
         name: "421_dot",
         proves: "a 421 after the final dot means that the mail was not taken",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, _, group| once_each(relay, group, Phase::FinalDot, Act::reply("421 4.3.2 shutting down")),
+        script: |relay, _, group| a_few_times(relay, group, Phase::FinalDot, Act::reply("421 4.3.2 shutting down")),
     },
     Misdeed {
         name: "greylisting",
@@ -80,9 +82,9 @@ const MISDEEDS: [Misdeed; 24] = [
         proves: "throttling slows down, and costs no mail a try",
         patience_s: NO_HURRY,
         reasons: &[],
-        script: |relay, n, _| {
+        script: |relay, _, _| {
             let throttled = Act::reply("454 4.7.0 Throttling failure: Maximum sending rate exceeded.");
-            relay.script(Rule::at(Phase::FinalDot, throttled).every(3).times(n / 3));
+            relay.script(Rule::at(Phase::FinalDot, throttled).above(RATE));
         },
     },
     Misdeed {
@@ -303,9 +305,9 @@ fn sometimes(relay: &Relay, requests: usize, phase: Phase, act: Act) {
     relay.script(Rule::at(phase, act).every(EVERY).times((requests / EVERY).max(2)));
 }
 
-/// Once to each recipient.
-fn once_each(relay: &Relay, group: &Suffered, phase: Phase, act: Act) {
-    relay.script(Rule::at(phase, act).every(2).for_each(1).among(group));
+/// A few times, to different recipients: a relay that never ends it gets next to nothing, and that is right.
+fn a_few_times(relay: &Relay, group: &Suffered, phase: Phase, act: Act) {
+    relay.script(Rule::at(phase, act).every(4).times(6).for_each(1).among(group));
 }
 
 /// To one in a few, and never twice to the same, whatever the step: one that may have been accepted and then fails for

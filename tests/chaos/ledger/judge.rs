@@ -99,6 +99,11 @@ impl<'a> Judge<'a> {
         }
         self.repeats(expected, None, accepted);
         let letters = self.lettered.get(&expected.request).cloned().unwrap_or_default();
+        if letters.is_empty() && self.facts.queued > 0 {
+            self.account.stuck += 1;
+            self.find(Fault::Stuck, expected, "no row and no dead letter knows it; some are still in their queues");
+            return;
+        }
         if letters.is_empty() {
             self.account.lost += 1;
             self.find(Fault::Lost, expected, "no row and no dead letter knows it");

@@ -64,6 +64,8 @@ fn what_nobody_knows_is_lost_and_so_is_what_is_only_said_to_be_sent() {
     assert_eq!(faults(&facts(vec![], vec![])), [Fault::Lost]);
     assert_eq!(faults(&facts(vec![], vec![row("sent")])), [Fault::SentWithoutMail]);
     assert_eq!(judge(&facts(vec![], vec![row("sent")])).0.lost, 1);
+    // What may still be in its queue is late.
+    assert_eq!(faults(&Facts { queued: 1, ..facts(vec![], vec![]) }), [Fault::Stuck]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use postrider::email::Phase;
@@ -55,6 +55,9 @@ pub struct Rule {
     /// It happens to each recipient this often, and no more.
     for_each: Option<usize>,
     suffered: Suffered,
+    /// It happens to what comes on top of this many a second.
+    above: Option<usize>,
+    let_off: Vec<Instant>,
     /// How often it has happened.
     pub(super) happened: usize,
 }
@@ -95,6 +98,8 @@ impl Rule {
             opportunities: 0,
             for_each: None,
             suffered: Suffered::default(),
+            above: None,
+            let_off: Vec::new(),
             happened: 0,
         }
     }
@@ -123,6 +128,12 @@ impl Rule {
     pub fn for_each(mut self, times: usize) -> Self {
         assert!(self.phase >= Phase::Rcpt, "before RCPT the relay does not know the recipient");
         self.for_each = Some(times);
+        self
+    }
+
+    /// Only to what comes on top of this many a second: a relay that limits its senders.
+    pub fn above(mut self, per_second: usize) -> Self {
+        self.above = Some(per_second);
         self
     }
 
@@ -170,6 +181,13 @@ impl Rule {
             && suffered.get(recipient.unwrap_or_default()).is_some_and(|suffered| *suffered >= times)
         {
             return None;
+        }
+        if let Some(per_second) = self.above {
+            self.let_off.retain(|at| at.elapsed() < Duration::from_secs(1));
+            if self.let_off.len() < per_second {
+                self.let_off.push(Instant::now());
+                return None;
+            }
         }
         self.opportunities += 1;
         if !self.opportunities.is_multiple_of(self.every) {
