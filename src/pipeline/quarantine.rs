@@ -163,10 +163,8 @@ impl Drop for OnWire<'_> {
 
 /// What is held against a message.
 pub(super) enum Suspicion {
-    /// Nothing.
+    /// Nothing, or too little.
     None,
-    /// It was counted; there is something to forget when it leaves its queue.
-    Counted,
     /// It has crashed before: it goes alone first.
     Alone,
     /// It is parked.
@@ -204,7 +202,7 @@ impl Pipeline {
                 crashes.alone
             )),
             Some(crashes) if crashes.crashes >= ALONE_FROM => Suspicion::Alone,
-            Some(_) => Suspicion::Counted,
+            Some(_) => Suspicion::None,
         }
     }
 
