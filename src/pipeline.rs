@@ -177,7 +177,7 @@ impl Pipeline {
             let is_suspect = delivery.envelope.redelivered || delivery.envelope.crashes > 0;
             let carried = self.carry_under(&delivery, suspicion).await;
             let is_counted = is_suspect || carried.is_counted;
-            let key = (is_counted && carried.settlement.leaves_the_queue()).then(|| delivery.crash_key());
+            let key = (is_counted && carried.settlement.is_progress()).then(|| delivery.crash_key());
             self.settle(delivery, carried).await;
             if let Some(key) = key {
                 self.forget_suspicion(lane, &key).await;
