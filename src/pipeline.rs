@@ -173,10 +173,11 @@ impl Pipeline {
                 return self.settle(delivery, Settlement::HandBack.into()).await;
             }
             let suspicion = self.suspicion(&delivery).await;
-            let is_suspect = !matches!(suspicion, Suspicion::None);
+            // Also what a row explains now: it may have been counted when none did.
+            let is_suspect = delivery.envelope.redelivered || delivery.envelope.crashes > 0;
             let carried = self.carry_under(&delivery, suspicion).await;
             let is_counted = is_suspect || carried.is_counted;
-            let key = (is_counted && carried.settlement.leaves_the_queue()).then(|| delivery.crash_key());
+            let key = (is_counted && carried.settlement.is_progress()).then(|| delivery.crash_key());
             self.settle(delivery, carried).await;
             if let Some(key) = key {
                 self.forget_suspicion(lane, &key).await;
@@ -188,7 +189,7 @@ impl Pipeline {
 
     async fn carry_under(&self, delivery: &Delivery, suspicion: Suspicion) -> Carried {
         match suspicion {
-            Suspicion::None | Suspicion::Counted => {}
+            Suspicion::None => {}
             Suspicion::Alone => {
                 if let Err(words) = self.rehearse(delivery).await {
                     return self.crashed(delivery, words).await.into();

@@ -10,15 +10,15 @@
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use chrono::Utc;
 use futures_util::FutureExt;
 use tokio::{
-    sync::{RwLock, RwLockReadGuard, watch},
-    time::{Instant, timeout, timeout_at},
+    sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, watch},
+    time::timeout,
 };
 use uuid::Uuid;
 
@@ -36,6 +36,8 @@ const NOTE_MAX: Duration = Duration::from_secs(2);
 const MARK_IS_LATE: Duration = Duration::from_secs(60);
 /// From this crash on a message is worked on alone.
 const ALONE_FROM: i32 = 2;
+/// How long a mail that is to be sent alone waits for its turn to be.
+const TURN_MAX: Duration = Duration::from_secs(60);
 /// How long a mail that is to be sent alone waits for those that are on the wire.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// How long others wait for a mail that is sent alone.
@@ -49,15 +51,18 @@ struct Mark {
 
 /// Who is at work, and whether somebody needs to be alone.
 pub struct Quarantine {
+    turn_max: Duration,
     drain_max: Duration,
     beside_wait_max: Duration,
+    /// Held by the mail that is alone on the wire, or waits for the others to leave it.
+    turns: Mutex<()>,
     /// Held by the one message that is rehearsed.
-    rehearsal: tokio::sync::Mutex<()>,
+    rehearsal: Mutex<()>,
     /// Held by whoever decodes, renders or builds; exclusively by a rehearsal.
     desk: RwLock<()>,
     wire: watch::Sender<Wire>,
     /// Redeliveries counted while the store was away.
-    remembered: Mutex<HashMap<[u8; 32], i32>>,
+    remembered: std::sync::Mutex<HashMap<[u8; 32], i32>>,
 }
 
 #[derive(Debug, Default)]
@@ -73,18 +78,21 @@ struct Wire {
 /// A mail on the wire; not there any more when it is dropped.
 pub(super) struct OnWire<'a> {
     wire: &'a watch::Sender<Wire>,
-    is_alone: bool,
+    /// Its turn to be alone.
+    alone: Option<MutexGuard<'a, ()>>,
 }
 
 impl Default for Quarantine {
     fn default() -> Self {
         Self {
+            turn_max: TURN_MAX,
             drain_max: DRAIN_MAX,
             beside_wait_max: BESIDE_WAIT_MAX,
-            rehearsal: tokio::sync::Mutex::default(),
+            turns: Mutex::default(),
+            rehearsal: Mutex::default(),
             desk: RwLock::new(()),
             wire: watch::Sender::new(Wire::default()),
-            remembered: Mutex::default(),
+            remembered: std::sync::Mutex::default(),
         }
     }
 }
@@ -104,29 +112,17 @@ impl Quarantine {
             wire.busy += 1;
             wire.is_disturbed |= wire.is_claimed;
         });
-        OnWire { wire: &self.wire, is_alone: false }
+        OnWire { wire: &self.wire, alone: None }
     }
 
-    /// For sending alone; nothing when the others cannot be waited for.
+    /// For sending alone; nothing when the others cannot be waited for. Who wants to be alone takes turns.
     async fn alone(&self) -> Option<OnWire<'_>> {
-        let deadline = Instant::now() + self.drain_max;
-        let mut changes = self.wire.subscribe();
-        loop {
-            timeout_at(deadline, changes.wait_for(|wire| !wire.is_claimed)).await.ok()?.ok()?;
-            let ours = self.wire.send_if_modified(|wire| {
-                let ours = !wire.is_claimed;
-                if ours {
-                    (wire.is_claimed, wire.is_disturbed) = (true, false);
-                }
-                ours
-            });
-            if ours {
-                break;
-            }
-        }
+        let turn = timeout(self.turn_max, self.turns.lock()).await.ok()?;
+        self.wire.send_modify(|wire| (wire.is_claimed, wire.is_disturbed) = (true, false));
         // Gives the claim back if the wait is in vain.
-        let claim = OnWire { wire: &self.wire, is_alone: true };
-        timeout_at(deadline, changes.wait_for(|wire| wire.busy == 0)).await.ok()?.ok()?;
+        let claim = OnWire { wire: &self.wire, alone: Some(turn) };
+        let mut changes = self.wire.subscribe();
+        timeout(self.drain_max, changes.wait_for(|wire| wire.busy == 0)).await.ok()?.ok()?;
         // Read apart from the claim's end: it writes what is read here.
         let is_disturbed = self.wire.borrow().is_disturbed;
         if is_disturbed {
@@ -135,7 +131,7 @@ impl Quarantine {
         Some(claim)
     }
 
-    fn remembered(&self) -> MutexGuard<'_, HashMap<[u8; 32], i32>> {
+    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], i32>> {
         // Counters are sound whoever panicked.
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,14 +141,23 @@ impl OnWire<'_> {
     /// Returns once somebody else has come beside; never if it was not alone anyway.
     async fn disturbed(&self) {
         let mut changes = self.wire.subscribe();
-        let _ = changes.wait_for(|wire| self.is_alone && wire.is_disturbed).await;
+        let _ = changes.wait_for(|wire| self.alone.is_some() && wire.is_disturbed).await;
+    }
+
+    /// One among others from here on.
+    fn join_the_others(&mut self) {
+        self.wire.send_modify(|wire| {
+            (wire.is_claimed, wire.is_disturbed) = (false, false);
+            wire.busy += 1;
+        });
+        self.alone = None;
     }
 }
 
 impl Drop for OnWire<'_> {
     fn drop(&mut self) {
         self.wire.send_modify(|wire| {
-            if self.is_alone {
+            if self.alone.is_some() {
                 (wire.is_claimed, wire.is_disturbed) = (false, false);
             } else {
                 wire.busy -= 1;
@@ -163,10 +168,8 @@ impl Drop for OnWire<'_> {
 
 /// What is held against a message.
 pub(super) enum Suspicion {
-    /// Nothing.
+    /// Nothing, or too little.
     None,
-    /// It was counted; there is something to forget when it leaves its queue.
-    Counted,
     /// It has crashed before: it goes alone first.
     Alone,
     /// It is parked.
@@ -204,7 +207,7 @@ impl Pipeline {
                 crashes.alone
             )),
             Some(crashes) if crashes.crashes >= ALONE_FROM => Suspicion::Alone,
-            Some(_) => Suspicion::Counted,
+            Some(_) => Suspicion::None,
         }
     }
 
@@ -305,20 +308,24 @@ impl Pipeline {
     ) -> T {
         if crashes >= ALONE_FROM
             && self.store.is_up()
-            && let Some(wire) = self.quarantine.alone().await
+            && let Some(mut wire) = self.quarantine.alone().await
         {
             let mark = self.mark_alone(lane, key).await;
             tracing::warn!(crashes, "a mail whose workers died is sent alone");
             tokio::pin!(sending);
-            return tokio::select! {
+            let undisturbed = tokio::select! {
                 biased;
-                sent = &mut sending => {
-                    // Survived; the row's outcome is committed next.
+                sent = &mut sending => Some(sent),
+                () = wire.disturbed() => None,
+            };
+            // Survived, or from here on a crash may be somebody else's.
+            return match undisturbed {
+                Some(sent) => {
                     self.unmark_alone(lane, mark).await;
                     sent
                 }
-                () = wire.disturbed() => {
-                    // From here on a crash may be somebody else's.
+                None => {
+                    wire.join_the_others();
                     let ((), sent) = tokio::join!(self.unmark_alone(lane, mark), &mut sending);
                     sent
                 }

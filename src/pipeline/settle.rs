@@ -211,11 +211,13 @@ impl Settlement {
         Self::unreadable(Reason::IdempotencyConflict, error).about(request)
     }
 
-    /// Whether the message is gone from its queue for good once this is done, or comes back as something new.
-    pub(super) const fn leaves_the_queue(&self) -> bool {
+    /// Whether something came of the message. A copy that only waits, because somebody else has it or it is not due, is the
+    /// same message still.
+    pub(super) const fn is_progress(&self) -> bool {
         match self {
-            Self::Ack(_) | Self::Reroute(_) | Self::Delayed(_) | Self::Dead(_) => true,
-            Self::HandBack | Self::Abandoned | Self::AfterCrash { .. } | Self::Crashed(_) => false,
+            Self::Ack(_) | Self::Dead(_) => true,
+            Self::Delayed(delay) => delay.supersedes,
+            Self::HandBack | Self::Abandoned | Self::Reroute(_) | Self::AfterCrash { .. } | Self::Crashed(_) => false,
         }
     }
 
