@@ -307,7 +307,7 @@ fn sometimes(relay: &Relay, requests: usize, phase: Phase, act: Act) {
 
 /// A few times, to different recipients: a relay that never ends it gets next to nothing, and that is right.
 fn a_few_times(relay: &Relay, group: &Suffered, phase: Phase, act: Act) {
-    relay.script(Rule::at(phase, act).every(4).times(6).for_each(1).among(group));
+    relay.script(Rule::at(phase, act).every(4).times(3).for_each(1).among(group));
 }
 
 /// To one in a few, and never twice to the same, whatever the step: one that may have been accepted and then fails for
