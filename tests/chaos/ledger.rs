@@ -79,6 +79,8 @@ pub struct Letter {
 #[derive(Debug, Clone)]
 pub struct Cut {
     pub at_ms: i64,
+    /// A line that hangs lets go of what is on it only then.
+    pub until_ms: i64,
     /// Whether it can keep an outcome from the database. Losing the broker cannot.
     pub excuses: bool,
     pub rows: Vec<CutRow>,

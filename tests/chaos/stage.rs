@@ -172,7 +172,14 @@ impl Stage {
     pub async fn note_cut(&mut self, excuses: bool) {
         let at_ms = now_ms();
         let rows = audit::without_outcome(&self.post.database.pool).await;
-        self.facts.cuts.push(Cut { at_ms, excuses, rows });
+        self.facts.cuts.push(Cut { at_ms, until_ms: at_ms, excuses, rows });
+    }
+
+    /// Notes that a line that hung since the last cut lets go of what is on it.
+    pub fn note_let_go(&mut self) {
+        if let Some(cut) = self.facts.cuts.last_mut() {
+            cut.until_ms = now_ms();
+        }
     }
 
     /// Notes that from now on mail should flow.

@@ -65,8 +65,8 @@ async fn stalled(run: Run) -> Report {
         // Replies that the relay writes from now on hang on the line; what they answer has no outcome all the while.
         stage.note_cut(true).await;
         pause(&mut stage, 2200..=3500).await;
-        stage.note_cut(true).await;
         line.free();
+        stage.note_let_go();
         stage.note_mended();
         if stage.load.is_done() {
             return stage.conclude().await;

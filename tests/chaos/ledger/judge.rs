@@ -199,7 +199,7 @@ impl<'a> Judge<'a> {
                         // Its last byte may still have been on the line when the daemon gave up.
                         _ => row.touched_ms + CLOCK_MS >= send.begun_ms,
                     };
-                    cut.excuses && is_this_send && send.dot_ms <= cut.at_ms + UNDERWAY_MS
+                    cut.excuses && is_this_send && send.dot_ms <= cut.until_ms + UNDERWAY_MS
                 })
             })
     }

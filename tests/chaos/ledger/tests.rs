@@ -41,7 +41,7 @@ fn row(status: &str) -> Row {
 
 fn cut(at_ms: i64, touched_ms: i64) -> Cut {
     let row = CutRow { row: ROW, recipient: TO.to_owned(), status: "sending".to_owned(), token: None, touched_ms };
-    Cut { at_ms, excuses: true, rows: vec![row] }
+    Cut { at_ms, until_ms: at_ms, excuses: true, rows: vec![row] }
 }
 
 fn facts(sends: Vec<Send>, rows: Vec<Row>) -> Facts {
@@ -81,6 +81,16 @@ fn a_repeat_needs_a_cut_at_which_its_row_had_no_outcome() {
         facts.cuts = vec![other];
         assert_eq!(faults(&facts), [Fault::Repeated]);
     }
+}
+
+#[test]
+fn what_hangs_on_a_line_arrives_when_the_line_lets_go() {
+    let late = Send { dot_ms: 4000, answered_ms: Some(4010), ..send(100) };
+    let mut facts = facts(vec![late, send(5000)], vec![Row { unknown_lines: 1, ..row("sent") }]);
+    facts.cuts = vec![cut(150, 90)];
+    assert_eq!(faults(&facts), [Fault::Repeated]);
+    facts.cuts = vec![Cut { until_ms: 3900, ..cut(150, 90) }];
+    assert!(faults(&facts).is_empty());
 }
 
 #[test]
