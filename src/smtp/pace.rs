@@ -2,7 +2,8 @@
 //!
 //! A relay has no limit until it throttles. Then the pace falls to half of what it had taken lately, grows by steps
 //! while it takes mails, and the limit is dropped once it has kept quiet about it for a while. A relay that goes on
-//! throttling is asked more and more rarely, but never given up.
+//! throttling all it gets is asked more and more rarely, but never given up; one that throttles a few among many, whatever
+//! the pace, is slowed down by as much as it throttles, and not to a crawl.
 //!
 //! Invariant: one wave of throttling answers slows it down once: an answer to a mail that was let go before the last
 //! slowing down tells nothing that is not known.
@@ -17,8 +18,12 @@ use crate::email::Lane;
 
 /// What "lately" means.
 const LATELY: Duration = Duration::from_secs(2);
-/// What is left of the pace when the relay throttles.
+/// What the pace loses when the relay throttles all that it is given.
 const CUT: f64 = 0.5;
+/// What it loses at least, so that a relay with a limit is not brushed against all the time.
+const CUT_MIN: f64 = 0.15;
+/// While it takes some, the pace is cut no more often than this: before that nobody knows what the last cut has changed.
+const CUT_EVERY: Duration = LATELY;
 /// Mails a second: the pace never begins lower, and below it it doubles with each mail that is taken.
 const BEGIN_MIN: f64 = 1.0;
 /// Mails a second: the pace never falls lower.
@@ -38,6 +43,8 @@ const FAST_ADVANCE: f64 = 4.0;
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     taken: Recent,
+    /// Those that it throttled among them.
+    answered: Recent,
     limit: Option<Limit>,
 }
 
@@ -50,9 +57,11 @@ struct Limit {
     due: f64,
     counted_at: Instant,
     cut_at: Instant,
+    /// Mails let go since the last cut that the relay took, and that it throttled.
+    answers: (u32, u32),
 }
 
-/// Mails taken lately: a whole span of time that is over, and one that is not.
+/// Mails counted lately: a whole span of time that is over, and one that is not.
 #[derive(Debug, Default)]
 struct Recent {
     began_at: Option<Instant>,
@@ -94,10 +103,12 @@ impl Pace {
     /// The relay took a mail that had been let go at `let_go_at`.
     pub(super) fn taken(&mut self, let_go_at: Instant, now: Instant) {
         self.taken.add(now);
+        self.answered.add(now);
         if let Some(limit) = &mut self.limit
             && let_go_at > limit.cut_at
         {
             limit.count(now);
+            limit.answers.0 += 1;
             if limit.per_second < BEGIN_MIN {
                 limit.per_second = (limit.per_second * 2.0).min(BEGIN_MIN);
             } else {
@@ -108,18 +119,31 @@ impl Pace {
 
     /// The relay throttled a mail that had been let go at `let_go_at`. True if that slows it down.
     pub(super) fn throttled(&mut self, let_go_at: Instant, now: Instant) -> bool {
+        self.answered.add(now);
         let lately = self.taken.per_second(now);
-        let (per_second, due) = match self.limit(now) {
+        let went = self.answered.per_second(now);
+        let mut step = (lately / GROWTH_SECONDS).max(STEP_MIN);
+        if self.limit(now).is_none() {
+            self.limit = None;
+        }
+        let (per_second, due) = match &mut self.limit {
             Some(limit) if let_go_at <= limit.cut_at => return false,
             Some(limit) => {
+                limit.answers.1 += 1;
+                let (taken, throttled) = limit.answers;
+                if taken > 0 && now.saturating_duration_since(limit.cut_at) < CUT_EVERY {
+                    return false;
+                }
+                let share = f64::from(throttled) / f64::from(taken + throttled);
                 // No more than what really went: a limit that nothing had reached says nothing.
-                let kept = limit.per_second.min(lately.max(BEGIN_MIN));
-                ((kept * CUT).max(PACE_MIN), limit.due_at(now).min(0.0))
+                let kept = limit.per_second.min(went.max(BEGIN_MIN));
+                // What it took before it ever throttled says how fast to try again.
+                step = step.max(limit.step);
+                ((kept * (1.0 - (CUT * share).max(CUT_MIN))).max(PACE_MIN), limit.due_at(now).min(0.0))
             }
             None => ((lately * CUT).max(BEGIN_MIN), 0.0),
         };
-        let step = (lately / GROWTH_SECONDS).max(STEP_MIN);
-        self.limit = Some(Limit { per_second, step, due, counted_at: now, cut_at: now });
+        self.limit = Some(Limit { per_second, step, due, counted_at: now, cut_at: now, answers: (0, 0) });
         true
     }
 
@@ -328,6 +352,30 @@ mod tests {
             pace.give_back();
         }
         assert!(pace.take(Lane::Bulk, due_at) && !pace.take(Lane::Bulk, due_at));
+    }
+
+    #[test]
+    fn a_relay_that_throttles_a_share_of_all_it_gets_is_slowed_down_and_not_to_a_crawl() {
+        for (every, at_least) in [(10, 15.0), (2, 4.0)] {
+            let mut pace = Pace::default();
+            let begin = carry(&mut pace, Instant::now(), 100, 4);
+            let (mut at, mut sent, mut taken) = (Duration::ZERO, 0_u32, 0_u32);
+            while at < Duration::from_secs(300) {
+                at += ms(5);
+                let now = begin + at;
+                if pace.take(Lane::Standard, now) {
+                    sent += 1;
+                    if sent.is_multiple_of(every) {
+                        pace.throttled(now, now);
+                    } else {
+                        pace.taken(now, now);
+                        taken += 1;
+                    }
+                }
+            }
+            let per_second = f64::from(taken) / 300.0;
+            assert!(per_second >= at_least, "one in {every} throttled: {per_second} of 100 a second");
+        }
     }
 
     #[test]
