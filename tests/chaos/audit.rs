@@ -114,6 +114,18 @@ pub async fn letters(pool: &PgPool) -> Vec<Letter> {
     letters.into_iter().map(|(request, reason)| Letter { request, reason }).collect()
 }
 
+/// Transactions that a daemon has left open: whatever it thinks it commits on such a connection is gone with it.
+pub async fn left_open(pool: &PgPool) -> i64 {
+    patiently(|| {
+        sqlx::query_scalar(
+            "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'postrider'
+             and xact_start < now() - interval '2 seconds'",
+        )
+        .fetch_one(pool)
+    })
+    .await
+}
+
 /// A row's timeline, in words.
 pub async fn history(pool: &PgPool, request: Uuid, recipient: &str) -> Vec<String> {
     patiently(|| {

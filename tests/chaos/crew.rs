@@ -23,6 +23,8 @@ pub struct Crew {
     pub kills: usize,
     /// What went wrong with one of them.
     pub faults: Vec<String>,
+    /// What those said that were asked to stop.
+    pub logs: Vec<String>,
 }
 
 impl Crew {
@@ -84,6 +86,7 @@ impl Crew {
                 Some(status) => self.note_end(status, &daemon.log()),
                 None => self.faults.push(format!("a daemon did not stop in time:\n{}", tail(&daemon.log()))),
             }
+            self.logs.push(daemon.log());
         }
     }
 

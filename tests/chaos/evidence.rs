@@ -6,6 +6,8 @@ use crate::{
     support::{installation::Installation, relay::RelayLog},
 };
 
+/// Of the end of each daemon's log.
+const LOG_LINES: usize = 15;
 /// More tell nothing new.
 const SHOWN_MAX: usize = 6;
 
@@ -19,6 +21,21 @@ pub async fn of(found: &[Violation], post: &Installation, facts: &Facts) -> Vec<
         shown.push(format!("... and {} more", found.len() - SHOWN_MAX));
     }
     shown
+}
+
+/// What a daemon that finished has said about these violations' requests, and in the end.
+pub fn log(log: &str, found: &[Violation]) -> String {
+    let requests: Vec<String> =
+        found.iter().take(SHOWN_MAX).filter_map(|violation| violation.request).map(|id| id.to_string()).collect();
+    let lines: Vec<&str> = log.lines().collect();
+    let end = lines.len().saturating_sub(LOG_LINES);
+    let mut shown = vec!["log of a daemon:".to_owned()];
+    for (index, line) in lines.iter().enumerate() {
+        if index >= end || requests.iter().any(|id| line.contains(id)) {
+            shown.push(format!("    {line}"));
+        }
+    }
+    shown.join("\n")
 }
 
 async fn about(violation: &Violation, post: &Installation, facts: &Facts) -> String {

@@ -168,6 +168,8 @@ pub enum Fault {
     Letter,
     /// The timeline does not tell what happened.
     Timeline,
+    /// A transaction was left open.
+    Transaction,
     /// Left in a queue.
     Queue,
     /// A daemon ended, or did not end, as it should.

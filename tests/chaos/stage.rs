@@ -121,6 +121,8 @@ impl Stage {
         if !setup.thinks.is_zero() {
             relay.script(Rule::at(Phase::FinalDot, Act::Delay(setup.thinks)));
         }
+        // As in the other tests: whoever wants to know more asks for it.
+        let log = std::env::var("TEST_LOG").unwrap_or_else(|_| "warn".to_owned());
         let usual = [
             ("EMAIL_LEASE_SECONDS", "2"),
             ("SMTP_TIMEOUT_SECONDS", "10"),
@@ -130,7 +132,7 @@ impl Stage {
             ("SMTP_CONNECTIONS_BULK", "2"),
             ("EMAIL_RATE_LIMIT_MARKETING", "unlimited"),
             ("SHUTDOWN_GRACE_SECONDS", "20"),
-            ("LOG_LEVEL", "warn"),
+            ("LOG_LEVEL", &log),
         ];
         let mut post = Installation::prepare_on(relay, &usual).await;
         for (name, value) in setup.settings {
@@ -179,6 +181,15 @@ impl Stage {
     pub fn note_let_go(&mut self) {
         if let Some(cut) = self.facts.cuts.last_mut() {
             cut.until_ms = now_ms();
+        }
+    }
+
+    /// Looks whether a daemon has left a transaction open: none of theirs takes seconds.
+    pub async fn note_left_open(&mut self) {
+        let open = audit::left_open(&self.post.database.pool).await;
+        if open > 0 {
+            let words = format!("{open} connections of daemons are in a transaction that nobody ends");
+            self.found.push(Violation::general(Fault::Transaction, words));
         }
     }
 
@@ -231,6 +242,7 @@ impl Stage {
         if is_over {
             self.until("the queues are empty", empty).await;
         }
+        self.note_left_open().await;
         self.crew.stop().await;
         // What a daemon held without acknowledging it is back in its queue now.
         let left = self.post.broker.not_empty().await;
@@ -244,7 +256,10 @@ impl Stage {
         let facts = Arc::new(std::mem::take(&mut self.facts));
         let (account, mut found) = ledger::judge(&facts);
         found.append(&mut self.found);
-        let evidence = evidence::of(&found, &self.post, &facts).await;
+        let mut evidence = evidence::of(&found, &self.post, &facts).await;
+        if !found.is_empty() {
+            evidence.extend(self.crew.logs.iter().map(|log| evidence::log(log, &found)));
+        }
         Report {
             account,
             found,
