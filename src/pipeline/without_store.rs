@@ -103,7 +103,7 @@ impl Pipeline {
             }
             // Nobody knows whether the relay has it, or nothing was begun: as before, and doubtful if it comes again.
             Fate::Wait(..) | Fate::Busy(_) | Fate::Duplicate | Fate::Crashed(_) | Fate::HandBack | Fate::Unwritten => {
-                drop(taken)
+                drop(taken);
             }
         }
         fate
