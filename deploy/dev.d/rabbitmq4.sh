@@ -53,12 +53,14 @@ tree_make() { # one at a time, whoever asks; a tree half made by an interrupted 
   done_in "$begun" "Debian 13 tree for RabbitMQ 4.0"
 }
 
+# What to put before a command to run it inside the tree.
+# shellcheck disable=SC2016 # expanded by the inner shell, inside the namespace
+rabbit4_enter=("${privately[@]}" sh -c '
+  tree=$1; shift
+  mount --rbind /proc "$tree/proc" && mount --rbind /dev "$tree/dev" || exit 1
+  exec chroot --userspec=rabbitmq:rabbitmq "$tree" "$@"' enter "$tree")
+
 rabbit4_start() {
   alive rabbit4 && return
-  # shellcheck disable=SC2016 # expanded by the inner shell, inside the namespace
-  broker_start rabbit4 "$tree" root "$(stat -c %u:%g "$tree/var/lib/rabbitmq")" /srv/rabbit \
-    "${privately[@]}" sh -c '
-      tree=$1; shift
-      mount --rbind /proc "$tree/proc" && mount --rbind /dev "$tree/dev" || exit 1
-      exec chroot --userspec=rabbitmq:rabbitmq "$tree" "$@"' enter "$tree"
+  broker_start rabbit4 "$tree" root "$(stat -c %u:%g "$tree/var/lib/rabbitmq")" /srv/rabbit "${rabbit4_enter[@]}"
 }

@@ -101,6 +101,33 @@ rabbit_start() {
   broker_start rabbit "" "$user" "$user" "$state/rabbit"
 }
 
+# The memory alarm, which blocks everybody who publishes: a limit that is always passed, and the default again.
+rabbit_alarm() { # rabbit_alarm NAME alarm-on|alarm-off
+  local limit=0.4
+  if [[ $2 == alarm-on ]]; then limit=0.00001; fi
+  rabbit_control "$1" set_vm_memory_high_watermark "$limit" >"$state/log/$1-control.log" 2>&1 ||
+    { tail -n 5 "$state/log/$1-control.log" >&2; return 1; }
+}
+
+rabbit_control() { # rabbit_control NAME COMMAND...: rabbitmqctl with the private node's settings
+  local name=$1 user
+  shift
+  case $name in
+    rabbit)
+      user=$(service_user rabbitmq)
+      rabbit_settings rabbit "" "$state/rabbit"
+      (cd / && drop_root "$user" env -i PATH="$PATH" LANG=C.UTF-8 "${rabbit_env[@]}" \
+        /usr/lib/rabbitmq/bin/rabbitmqctl "$@")
+      ;;
+    rabbit4)
+      rabbit_settings rabbit4 "$tree" /srv/rabbit
+      # shellcheck disable=SC2154 # of rabbitmq4.sh
+      env -i PATH="$PATH" LANG=C.UTF-8 "${rabbit_env[@]}" "${rabbit4_enter[@]}" \
+        /usr/lib/rabbitmq/bin/rabbitmqctl "$@"
+      ;;
+  esac
+}
+
 amqp_url() { echo "amqp://dev:$(secret rabbit)@127.0.0.1:$(port "$1-amqp")"; }
 rabbit_api() { echo "http://dev:$(secret rabbit)@127.0.0.1:$(port "$1-http")"; }
 

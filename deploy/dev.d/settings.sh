@@ -15,6 +15,9 @@ test_settings() {
   export_line TEST_SMTP_PASSWORD "$(secret smtp)"
   export_line TEST_SMTP_CA "$state/tls/ca.pem"
   export_line TEST_MAIL_DIR "$state/mail"
+  # For tests that need a service to go away: CONTROL service NAME stop|start|restart|alarm-on|alarm-off
+  export_line TEST_SERVICE_CONTROL "$root/deploy/dev"
+  export_line TEST_RABBITMQ_SERVICE "$1"
   export_line SQLX_OFFLINE true
 }
 

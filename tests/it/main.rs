@@ -1,6 +1,14 @@
 //! Tests over real sockets. Files are named after what they promise, tests after what goes wrong.
 
+#[allow(dead_code, unused_imports, reason = "tests/chaos stands on it too, and uses the rest")]
 mod support;
+
+/// The account that tests/chaos draws up is pure, and checked here.
+#[path = "../chaos"]
+mod chaos {
+    #[allow(dead_code, missing_docs, unreachable_pub, reason = "tests/chaos uses the rest")]
+    mod ledger;
+}
 
 mod smtp_session;
 

@@ -58,6 +58,14 @@ impl Broker {
         &self.amqp_url
     }
 
+    /// Connects anew, after the node or the line was away.
+    pub async fn reconnect(&mut self) {
+        let properties = ConnectionProperties::default();
+        self.connection = Connection::connect(&self.amqp_url, properties).await.expect("RabbitMQ is back");
+        self.channel = self.connection.create_channel().await.expect("a channel");
+        self.channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+    }
+
     /// A channel for what this has no words for.
     pub async fn channel(&self) -> Channel {
         self.connection.create_channel().await.expect("a channel")

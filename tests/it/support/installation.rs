@@ -45,7 +45,12 @@ impl Installation {
 
     /// Without a daemon. There are no queues yet.
     pub async fn prepare(settings: &[(&str, &str)]) -> Self {
-        let (broker, database, relay) = tokio::join!(Broker::start(), Database::start(), Relay::start());
+        Self::prepare_on(Relay::start().await, settings).await
+    }
+
+    /// The same with a relay that was prepared before.
+    pub async fn prepare_on(relay: Relay, settings: &[(&str, &str)]) -> Self {
+        let (broker, database) = tokio::join!(Broker::start(), Database::start());
         let port = relay.port().to_string();
         let templates = requests::templates_dir();
         let ladder = LADDER_MS.map(|ms| format!("{ms}ms")).join(",");

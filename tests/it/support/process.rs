@@ -50,6 +50,11 @@ impl DaemonProcess {
         self.child.wait().expect("it is gone");
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it is ours")
+    }
+
     /// Waits for its end.
     pub async fn wait(&mut self) -> ExitStatus {
         let mut status = None;

@@ -32,8 +32,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use log::{ReceivedMail, RelayLog};
-pub use script::{Act, Rule};
+pub use log::{GoAhead, ReceivedMail, RelayLog};
+pub use script::{Act, Rule, Suffered};
 
 /// Longest wait of a test for something to happen here.
 const WAIT_MAX: Duration = Duration::from_secs(20);
@@ -158,6 +158,11 @@ impl Relay {
         self.shared.rules.lock().expect("no test panics here").push(rule);
     }
 
+    /// How often each rule has applied, in the order of their adding.
+    pub fn misdeeds(&self) -> Vec<usize> {
+        self.shared.rules.lock().expect("no test panics here").iter().map(|rule| rule.happened).collect()
+    }
+
     /// Forgets all rules.
     pub fn behave(&self) {
         self.shared.rules.lock().expect("no test panics here").clear();
@@ -214,6 +219,11 @@ impl Relay {
     /// What has happened so far.
     pub fn log(&self) -> RelayLog {
         self.shared.log.borrow().clone()
+    }
+
+    /// Looks at what has happened so far, without a copy of it all.
+    pub fn look<T>(&self, at: impl FnOnce(&RelayLog) -> T) -> T {
+        at(&self.shared.log.borrow())
     }
 
     /// Waits until this many mails were accepted, and returns them in the order of their acceptance.

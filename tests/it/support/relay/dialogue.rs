@@ -13,7 +13,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Shared, log::ReceivedMail, script::Act};
+use super::{
+    Shared,
+    log::{GoAhead, ReceivedMail},
+    script::Act,
+};
 
 trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
@@ -248,6 +252,9 @@ impl Dialogue {
         if self.answer(Phase::Data, reply).await? != 354 {
             return Ok(());
         }
+        if let Some(to) = self.recipient() {
+            self.shared.log.send_modify(|log| log.go_aheads.push(GoAhead { to, at: Instant::now() }));
+        }
         self.content_begins().await?;
         let content = self.content().await?;
         let transaction = self.transaction.take();
@@ -258,15 +265,17 @@ impl Dialogue {
         let index = self.record(transaction, content);
         self.pass_gate(recipient.as_deref()).await?;
         let act = self.next_act(Phase::FinalDot, recipient.as_deref());
-        if matches!(act, Some(Act::AcceptThenDisconnect)) {
+        if matches!(act, Some(Act::AcceptThenDisconnect | Act::AcceptThenStall)) {
             self.shared.log.send_modify(|log| log.mails[index].is_accepted = true);
-            return Err(HungUp);
+            return if matches!(act, Some(Act::AcceptThenStall)) { self.stall().await.map(drop) } else { Err(HungUp) };
         }
+        // Bytes that are no reply answer nothing, whatever the relay makes of the mail.
+        let is_answer = !matches!(&act, Some(Act::Bytes(bytes)) if speech::code(&String::from_utf8_lossy(bytes)) == 0);
         let code = self.perform(act, &format!("250 2.0.0 Ok: queued as {:06}", self.number)).await?;
         // Told before it is written: whoever reads the 250 must find the mail here.
         self.shared.log.send_modify(|log| {
             log.mails[index].is_accepted = is_positive(code);
-            log.mails[index].answered_at = Some(Instant::now());
+            log.mails[index].answered_at = is_answer.then(Instant::now);
         });
         self.flush().await
     }

@@ -38,6 +38,15 @@ impl ReceivedMail {
     }
 }
 
+/// The relay said 354: from here on content is on its way.
+#[derive(Debug, Clone)]
+pub struct GoAhead {
+    /// The transaction's first recipient.
+    pub to: String,
+    /// When.
+    pub at: Instant,
+}
+
 /// One line that was said.
 #[derive(Debug, Clone)]
 pub struct Said {
@@ -56,6 +65,8 @@ pub struct Said {
 pub struct RelayLog {
     /// Every mail whose final dot arrived, accepted or not.
     pub mails: Vec<ReceivedMail>,
+    /// Every 354.
+    pub go_aheads: Vec<GoAhead>,
     /// Every line but the content's.
     pub said: Vec<Said>,
     /// Connections that were ever made.

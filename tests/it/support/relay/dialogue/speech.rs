@@ -50,7 +50,7 @@ impl Dialogue {
                 return self.stall().await;
             }
             Some(Act::Stall) => return self.stall().await,
-            Some(Act::Disconnect | Act::AcceptThenDisconnect) => {
+            Some(Act::Disconnect | Act::AcceptThenDisconnect | Act::AcceptThenStall) => {
                 self.flush().await?;
                 return Err(HungUp);
             }
@@ -127,6 +127,6 @@ impl Dialogue {
     }
 }
 
-fn code(text: &str) -> u16 {
+pub(super) fn code(text: &str) -> u16 {
     text.get(..3).and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }

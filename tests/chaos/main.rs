@@ -1,0 +1,167 @@
+//! The proof that the delivery contract holds: daemons are killed, and broker, database and relay fail in every way that
+//! they are known to fail in, while requests flow in. In the end every request is accounted for, mail by mail.
+//!
+//! ```text
+//! load -> broker -> daemons -> relay        each case on its own virtual host, database and relay,
+//!           |         |          |          through proxies that cut, stall and slow
+//!           +---------+----------+--> ledger -> one row of the table
+//! ```
+//!
+//! `./deploy/dev chaos` plays it in full; run by `cargo test` it plays every case once.
+//! Invariant: what is allowed is decided in [`ledger`] from what was written down, never by the case itself.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it prints a table, and its progress beside it")]
+#![allow(missing_docs, unreachable_pub, reason = "nothing is reachable from outside a test binary")]
+
+#[path = "../it"]
+mod it {
+    #[allow(dead_code, unused_imports, reason = "the tests in tests/it use the rest")]
+    pub mod support;
+}
+
+mod args;
+
+mod cases;
+
+mod stage;
+
+mod load;
+
+mod crew;
+
+mod services;
+
+mod audit;
+
+mod transcript;
+
+mod ledger;
+
+mod evidence;
+
+mod report;
+
+mod random;
+
+use std::{
+    process::ExitCode,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use clap::Parser;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use self::{
+    args::Args,
+    cases::Case,
+    it::support,
+    report::{Report, Reports},
+    stage::Run,
+};
+
+/// Requests of the full form, at least.
+const REQUESTS_MIN: usize = 20_000;
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 4)]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let wanted: Vec<Case> = cases::all().into_iter().filter(|case| args.wants(&case.name)).collect();
+    if args.list {
+        // As libtest prints its tests, with what it proves behind where people read it.
+        for case in &wanted {
+            println!("{}: test", case.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    if wanted.is_empty() {
+        eprintln!("chaos: no case of this name; --list shows all");
+        // To `cargo test` that is no failure: the name is another test's.
+        return if args.cases.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let is_all = wanted.len() == cases::all().len();
+    let reports = play(&args, wanted).await;
+    for report in reports.all.iter().filter(|report| !report.is_good()) {
+        println!("\n{}: {}", report.name, report.proves);
+        for evidence in &report.evidence {
+            println!("  {evidence}");
+        }
+    }
+    println!("\n{}", reports.table());
+    println!("seed {}, {} form, {} s", reports.seed, if args.full { "full" } else { "short" }, reports.seconds);
+    if let Some(file) = &args.json
+        && let Err(error) = std::fs::write(file, format!("{:#}\n", reports.to_json()))
+    {
+        eprintln!("chaos: {}: {error}", file.display());
+        return ExitCode::FAILURE;
+    }
+    let mut faults = Vec::new();
+    if args.full && is_all {
+        faults.extend(reports.imbalance());
+        let requests = reports.totals().account.requests;
+        faults.extend((requests < REQUESTS_MIN).then(|| format!("only {requests} requests")));
+    }
+    faults.iter().for_each(|fault| println!("chaos: {fault}"));
+    if reports.are_good() && faults.is_empty() {
+        println!("chaos: the contract was kept in all {} cases", reports.all.len());
+        ExitCode::SUCCESS
+    } else {
+        println!("chaos: FAILED");
+        ExitCode::FAILURE
+    }
+}
+
+async fn play(args: &Args, wanted: Vec<Case>) -> Reports {
+    let began = Instant::now();
+    let seed = args.seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.as_secs() % 1_000_000
+    });
+    let broker = services::rabbitmq_version().await;
+    eprintln!("chaos on RabbitMQ {broker}: {} cases, seed {seed}", wanted.len());
+    let order: Vec<String> = wanted.iter().map(|case| case.name.clone()).collect();
+    let (alone, together): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|case| case.alone);
+    let mut all = Vec::new();
+    let places = Arc::new(Semaphore::new(args.jobs.into()));
+    let mut playing = JoinSet::new();
+    for case in together {
+        // One after the other as there is room, in the order of the table: what takes longest comes first.
+        let place = Arc::clone(&places).acquire_owned().await;
+        let full = args.full;
+        playing.spawn(async move {
+            let _place = place;
+            play_one(case, seed, full).await
+        });
+    }
+    while let Some(report) = playing.join_next().await {
+        all.push(report.expect("a case's panic is caught"));
+    }
+    for case in alone {
+        all.push(play_one(case, seed, args.full).await);
+    }
+    all.sort_by_key(|report| order.iter().position(|name| *name == report.name));
+    Reports { broker, seed, full: args.full, seconds: began.elapsed().as_secs(), all }
+}
+
+async fn play_one(case: Case, seed: u64, full: bool) -> Report {
+    let requests = if full { case.full } else { case.short };
+    let run = Run { name: case.name.clone(), proves: case.proves, seed, requests, full };
+    run.say("begins");
+    let (play, playing) = (case.play, run.clone());
+    // On a thread of its own: a case may block, and what it spawns goes on elsewhere.
+    let runtime = tokio::runtime::Handle::current();
+    let report = match tokio::task::spawn_blocking(move || runtime.block_on(play(playing))).await {
+        Ok(report) => report,
+        Err(error) => {
+            let words = error.try_into_panic().map_or_else(
+                |error| error.to_string(),
+                |panic| {
+                    let text = panic.downcast_ref::<String>().cloned();
+                    text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
+                },
+            );
+            Report::broken_off(&case.name, case.proves, format!("the case did not come to its end: {words}"))
+        }
+    };
+    run.say(&format!("{} after {} s", if report.is_good() { "good" } else { "BROKEN" }, report.seconds));
+    report
+}
