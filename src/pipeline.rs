@@ -122,6 +122,8 @@ enum Fate {
     Busy(Tries),
     /// Over, and not well: a dead letter is owed.
     Dead { recipient: String, reason: Reason, error: String, attempts: i32 },
+    /// It failed, and its dead letter is owed; only the rows, which cannot be asked, know why.
+    Owed(Tries),
     /// A stage panicked on it, with these words; nothing was sent.
     Crashed(String),
     /// The daemon stops, or the database is away.
