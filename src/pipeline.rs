@@ -238,12 +238,12 @@ impl Pipeline {
             Err(settlement) => return Ok(settlement.into()),
         };
         if envelope.lane == Lane::Fast && envelope.generation == 0 {
-            if self.memory.knew_lately(request.id) {
-                // This daemon sent it without the database a moment ago, and the audit may not know it yet.
+            if self.memory.is_sending(request.id) {
+                // This daemon has it on the wire without the database, and goes on so to its end.
                 return Err(Halt::Away);
             }
-            if envelope.may_be_known() {
-                // Another daemon may have.
+            if envelope.may_be_known() || self.memory.knows_request(request.id) {
+                // This daemon, or another one, may have sent it without the database.
                 self.catch_up().await?;
             }
             // From here on its rows decide.
