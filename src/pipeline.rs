@@ -122,6 +122,8 @@ enum Fate {
     Busy(Tries),
     /// Over, and not well: a dead letter is owed.
     Dead { recipient: String, reason: Reason, error: String, attempts: i32 },
+    /// It failed, and its dead letter is owed; only the rows, which cannot be asked, know why.
+    Owed(Tries),
     /// A stage panicked on it, with these words; nothing was sent.
     Crashed(String),
     /// The daemon stops, or the database is away.
@@ -236,12 +238,12 @@ impl Pipeline {
             Err(settlement) => return Ok(settlement.into()),
         };
         if envelope.lane == Lane::Fast && envelope.generation == 0 {
-            if self.memory.knew_lately(request.id) {
-                // This daemon sent it without the database a moment ago, and the audit may not know it yet.
+            if self.memory.is_sending(request.id) {
+                // This daemon has it on the wire without the database, and goes on so to its end.
                 return Err(Halt::Away);
             }
-            if envelope.may_be_known() {
-                // Another daemon may have.
+            if envelope.may_be_known() || self.memory.knows_request(request.id) {
+                // This daemon, or another one, may have sent it without the database.
                 self.catch_up().await?;
             }
             // From here on its rows decide.

@@ -12,6 +12,9 @@ pub mod fault;
 /// Gathers calls into batches.
 mod gather;
 
+/// Transactions that can be given up at any moment.
+mod whole;
+
 /// Request and message rows: first claims, and what a redelivery finds.
 pub mod claim;
 

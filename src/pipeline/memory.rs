@@ -18,9 +18,6 @@ use crate::{email::PayloadHash, store::journal::Ended};
 const REQUESTS_SOUND: usize = 1000;
 /// How long a request is remembered: longer than a mail of the fast lane is tried.
 const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 3600);
-/// After this long the journal's entries are in the audit, once there is a database: each daemon looks every few seconds.
-const WRITTEN_AFTER: Duration = Duration::from_secs(30);
-
 /// Where a recipient stands, as far as this daemon knows.
 #[derive(Debug, Clone)]
 pub(super) enum Known {
@@ -62,11 +59,16 @@ pub(super) struct Taken<'a> {
 }
 
 impl Memory {
-    /// Whether this request went out without a database a moment ago, so that the audit may not have it yet.
-    pub(super) fn knew_lately(&self, request: Uuid) -> bool {
-        self.lock().requests.get(&request).is_some_and(|known| {
-            known.at.elapsed() < WRITTEN_AFTER || known.recipients.values().any(|known| matches!(known, Known::Sending))
-        })
+    /// Whether this request is on its way without a database, in another task.
+    pub(super) fn is_sending(&self, request: Uuid) -> bool {
+        let inner = self.lock();
+        let known = inner.requests.get(&request);
+        known.is_some_and(|known| known.recipients.values().any(|known| matches!(known, Known::Sending)))
+    }
+
+    /// Whether this request went out without a database, so that the audit may not have it yet.
+    pub(super) fn knows_request(&self, request: Uuid) -> bool {
+        self.lock().requests.contains_key(&request)
     }
 
     /// Whether this daemon itself knows what became of a recipient.
@@ -169,27 +171,28 @@ mod tests {
     #[test]
     fn a_recipient_is_taken_on_once_and_what_is_over_stays_over() {
         let memory = Memory::default();
-        assert!(!memory.knew_lately(REQUEST));
+        assert!(!memory.knows_request(REQUEST));
         let first = memory.take(REQUEST, HASH, &ADA).unwrap_or_else(|known| panic!("{known:?}"));
         assert!(matches!(memory.take(REQUEST, HASH, &ADA), Err(Known::Sending)));
+        assert!(memory.is_sending(REQUEST));
         let tries = Tries { attempts: 1, deferrals: 1 };
         first.put_down(Known::Again(tries));
         let second = memory.take(REQUEST, HASH, &ADA).unwrap_or_else(|known| panic!("{known:?}"));
         assert_eq!(second.before(), Some(tries));
         second.put_down(Known::Ended(Fate::Over(Status::Sent), None));
         assert!(matches!(memory.take(REQUEST, HASH, &ADA), Err(Known::Ended(Fate::Over(Status::Sent), None))));
-        assert!(memory.knew_lately(REQUEST) && memory.knows(REQUEST, &ADA));
+        assert!(!memory.is_sending(REQUEST) && memory.knows(REQUEST, &ADA));
         assert_eq!(memory.conflict(REQUEST, HASH), None);
         assert_eq!(memory.conflict(REQUEST, PayloadHash([8; 32])), Some(HASH));
         memory.forget(REQUEST);
-        assert!(!memory.knew_lately(REQUEST));
+        assert!(!memory.knows_request(REQUEST));
     }
 
     #[test]
     fn what_was_not_begun_leaves_no_trace_and_what_was_tried_is_as_before() {
         let memory = Memory::default();
         drop(memory.take(REQUEST, HASH, &ADA));
-        assert!(!memory.knew_lately(REQUEST));
+        assert!(!memory.knows_request(REQUEST));
         let tries = Tries { attempts: 1, deferrals: 2 };
         memory.note(REQUEST, HASH, &ADA, Known::Again(tries));
         drop(memory.take(REQUEST, HASH, &ADA));

@@ -1,6 +1,7 @@
 //! Who is still to get a request, as a retry copy says it: the database may be away when the copy comes back.
 //!
-//! Pure. `<first 8 bytes of the recipient's hash, hex>:<attempts>:<deferrals>`, comma-separated; no address, no key.
+//! Pure. `<first 8 bytes of the recipient's hash, hex>:<attempts>:<deferrals>`, comma-separated, and `:!` behind it for one
+//! that has failed and whose dead letter is owed once nobody is pending; no address, no key.
 
 use std::collections::HashMap;
 
@@ -16,10 +17,19 @@ pub(super) struct Tries {
     pub(super) deferrals: i32,
 }
 
+/// Where a recipient stands that a copy names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Still to get it.
+    Pending(Tries),
+    /// Failed; only the rows know why, and the dead letter is owed.
+    Owed(Tries),
+}
+
 /// The recipients that a copy still waits for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Pending {
-    by_hash: HashMap<String, Tries>,
+    by_hash: HashMap<String, Left>,
 }
 
 impl Pending {
@@ -30,19 +40,30 @@ impl Pending {
             let (hash, attempts, deferrals) = (parts.next()?, parts.next()?, parts.next()?);
             let is_sound = hash.len() == 2 * HASH_BYTES && hash.bytes().all(|b| b.is_ascii_hexdigit());
             let tries = Tries { attempts: attempts.parse().ok()?, deferrals: deferrals.parse().ok()? };
-            (is_sound && parts.next().is_none()).then(|| (hash.to_owned(), tries))
+            let left = match (parts.next(), parts.next()) {
+                (None, _) => Left::Pending(tries),
+                (Some("!"), None) => Left::Owed(tries),
+                (Some(_), _) => return None,
+            };
+            is_sound.then(|| (hash.to_owned(), left))
         });
         Some(Self { by_hash: entries.collect::<Option<_>>()? })
     }
 
     /// As a header.
-    pub(super) fn write<'a>(recipients: impl Iterator<Item = (&'a [u8; 32], Tries)>) -> String {
-        let entries = recipients.map(|(hash, tries)| format!("{}:{}:{}", short(hash), tries.attempts, tries.deferrals));
+    pub(super) fn write<'a>(recipients: impl Iterator<Item = (&'a [u8; 32], Left)>) -> String {
+        let entries = recipients.map(|(hash, left)| {
+            let (tries, mark) = match left {
+                Left::Pending(tries) => (tries, ""),
+                Left::Owed(tries) => (tries, ":!"),
+            };
+            format!("{}:{}:{}{mark}", short(hash), tries.attempts, tries.deferrals)
+        });
         entries.collect::<Vec<_>>().join(",")
     }
 
-    /// The tries of a recipient that is still to get it; nothing: it is over for this one.
-    pub(super) fn tries(&self, hash: &[u8; 32]) -> Option<Tries> {
+    /// Where a recipient stands; nothing: it is over for this one.
+    pub(super) fn left(&self, hash: &[u8; 32]) -> Option<Left> {
         self.by_hash.get(&short(hash)).copied()
     }
 }
@@ -57,15 +78,20 @@ mod tests {
 
     #[test]
     fn a_copy_tells_who_is_left_and_how_often_they_were_tried() {
-        let (ada, bob, eve) = ([1; 32], [2; 32], [3; 32]);
+        let (ada, bob, eve, joe) = ([1; 32], [2; 32], [3; 32], [4; 32]);
         let tries = Tries { attempts: 2, deferrals: 3 };
-        let text = Pending::write([(&ada, tries), (&bob, Tries::default())].into_iter());
-        let read = Pending::read(&text).expect("it reads back");
-        assert_eq!((read.tries(&ada), read.tries(&bob)), (Some(tries), Some(Tries::default())));
-        assert_eq!(read.tries(&eve), None, "it is over for her");
-        for wrong in
-            ["", "x", "0101010101010101", "0101010101010101:1", "zz01010101010101:1:2", "0101010101010101:1:2:3"]
-        {
+        let all = [
+            (&ada, Left::Pending(tries)),
+            (&bob, Left::Pending(Tries::default())),
+            (&joe, Left::Owed(Tries { attempts: 1, deferrals: 0 })),
+        ];
+        let read = Pending::read(&Pending::write(all.into_iter())).expect("it reads back");
+        for (hash, left) in all {
+            assert_eq!(read.left(hash), Some(left));
+        }
+        assert_eq!(read.left(&eve), None, "it is over for her");
+        let wrong = ["", "x", "0101010101010101", "0101010101010101:1", "zz01010101010101:1:2"];
+        for wrong in wrong.into_iter().chain(["0101010101010101:1:2:3", "0101010101010101:1:2:!:"]) {
             assert_eq!(Pending::read(wrong), None, "{wrong}");
         }
     }

@@ -12,7 +12,10 @@ use sha2::{Digest, Sha256};
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use uuid::Uuid;
 
-use super::{Carried, Fate, Halt, Pipeline, pending::Pending};
+use super::{
+    Carried, Fate, Halt, Pipeline,
+    pending::{Left, Pending, Tries},
+};
 use crate::{
     broker::{
         Delivery, Outgoing,
@@ -241,10 +244,11 @@ impl Settlement {
         {
             return Self::Crashed(words.clone());
         }
-        let pending = fates.iter().zip(hashes).filter_map(|(fate, hash)| match fate {
-            Fate::Retry(due_in, tries) => Some((*due_in, true, *hash, *tries)),
-            Fate::Wait(due_in, tries) => Some((*due_in, false, *hash, *tries)),
-            Fate::Busy(tries) => Some((Duration::ZERO, false, *hash, *tries)),
+        let pending = fates.iter().filter_map(|fate| match fate {
+            Fate::Retry(due_in, _) => Some((*due_in, true)),
+            Fate::Wait(due_in, _) => Some((*due_in, false)),
+            Fate::Busy(_) => Some((Duration::ZERO, false)),
+            Fate::Owed(_) => Some((FOR_STORE, false)),
             Fate::Over(_)
             | Fate::Duplicate
             | Fate::Dead { .. }
@@ -252,14 +256,14 @@ impl Settlement {
             | Fate::HandBack
             | Fate::Unwritten => None,
         });
-        let supersedes = pending.clone().any(|(_, new, ..)| new);
-        if let Some(due_in) = pending.clone().map(|(due_in, ..)| due_in).min() {
+        let supersedes = pending.clone().any(|(_, new)| new);
+        if let Some(due_in) = pending.map(|(due_in, _)| due_in).min() {
             return Self::Delayed(Delay {
                 due_in,
                 request_id: request.id,
                 copy_no: copy_no + i32::from(supersedes),
                 supersedes,
-                pending: Pending::write(pending.map(|(_, _, hash, tries)| (hash, tries))),
+                pending: Pending::write(fates.iter().zip(hashes).filter_map(|(fate, hash)| Some((*hash, left(fate)?)))),
                 template_version,
                 is_doubtful: fates.iter().any(|fate| matches!(fate, Fate::Busy(_))),
             });
@@ -271,6 +275,7 @@ impl Settlement {
             | Fate::Retry(..)
             | Fate::Wait(..)
             | Fate::Busy(_)
+            | Fate::Owed(_)
             | Fate::Crashed(_)
             | Fate::HandBack
             | Fate::Unwritten => None,
@@ -290,6 +295,16 @@ impl Settlement {
             has_rows: true,
             recipients,
         }))
+    }
+}
+
+/// What a copy says of a recipient; nothing: it is over.
+const fn left(fate: &Fate) -> Option<Left> {
+    match fate {
+        Fate::Retry(_, tries) | Fate::Wait(_, tries) | Fate::Busy(tries) => Some(Left::Pending(*tries)),
+        Fate::Dead { attempts, .. } => Some(Left::Owed(Tries { attempts: *attempts, deferrals: 0 })),
+        Fate::Owed(tries) => Some(Left::Owed(*tries)),
+        Fate::Over(_) | Fate::Duplicate | Fate::Crashed(_) | Fate::HandBack | Fate::Unwritten => None,
     }
 }
 
@@ -591,7 +606,6 @@ fn cut(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::pending::Tries;
 
     const SOON: Duration = Duration::from_secs(10);
     const LATER: Duration = Duration::from_secs(300);
@@ -638,14 +652,27 @@ mod tests {
         assert_eq!((delay.due_in, delay.copy_no, delay.supersedes), (SOON, 5, true));
         assert_eq!((delay.request_id, delay.template_version), (Uuid::nil(), Some(3)));
         let pending = Pending::read(&delay.pending).expect("it reads back");
-        let left: Vec<_> = (0..4).map(|n| pending.tries(&[n; 32])).collect();
-        assert_eq!(left, [None, Some(tries), None, Some(Tries::default())], "those that are over are not named");
+        let left: Vec<_> = (0..4).map(|n| pending.left(&[n; 32])).collect();
+        let owed = Left::Owed(Tries { attempts: 1, deferrals: 0 });
+        let waits = Left::Pending(Tries::default());
+        assert_eq!(left, [None, Some(Left::Pending(tries)), Some(owed), Some(waits)], "who is over is not named");
     }
 
     #[test]
     fn a_copy_that_came_early_waits_again_under_its_own_number() {
         let Settlement::Delayed(delay) = of(&[Fate::Wait(SOON, Tries::default())], 4) else { panic!("not delayed") };
         assert_eq!((delay.copy_no, delay.supersedes), (4, false));
+    }
+
+    #[test]
+    fn a_letter_whose_words_only_the_rows_know_keeps_a_copy_alive() {
+        let tries = Tries { attempts: 1, deferrals: 0 };
+        let Settlement::Delayed(delay) = of(&[Fate::Over(Status::Sent), Fate::Owed(tries)], 2) else {
+            panic!("the letter would be lost")
+        };
+        assert_eq!((delay.due_in, delay.copy_no, delay.supersedes), (FOR_STORE, 2, false));
+        let pending = Pending::read(&delay.pending).expect("it reads back");
+        assert_eq!((pending.left(&[0; 32]), pending.left(&[1; 32])), (None, Some(Left::Owed(tries))));
     }
 
     #[test]

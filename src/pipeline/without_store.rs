@@ -20,7 +20,7 @@ use super::{
     admit::{Message, attachment_rows},
     decode::Decoded,
     memory::Known,
-    pending::{Pending, Tries},
+    pending::{Left, Pending, Tries},
     settle::Settlement,
 };
 use crate::{
@@ -72,12 +72,12 @@ impl Pipeline {
 
     async fn one_without_store(&self, message: &Message<'_>, index: usize, pending: Option<&Pending>) -> Fate {
         let (request, hash) = (message.request.id, message.hash(index));
-        let told = match pending {
+        let told = match pending.map(|pending| pending.left(hash)) {
             None => Tries::default(),
-            Some(pending) => match pending.tries(hash) {
-                Some(tries) => tries,
-                None => return Fate::Duplicate,
-            },
+            Some(Some(Left::Pending(tries))) => tries,
+            Some(Some(Left::Owed(tries))) if !self.memory.knows(request, hash) => return Fate::Owed(tries),
+            Some(Some(Left::Owed(tries))) => tries,
+            Some(None) => return Fate::Duplicate,
         };
         let is_doubtful = message.is_doubtful() && !self.memory.knows(request, hash);
         let taken = match self.memory.take(request, message.request.payload_hash, hash) {
@@ -102,8 +102,14 @@ impl Pipeline {
                 taken.put_down(Known::Ended(fate.clone(), entry));
             }
             // Nobody knows whether the relay has it, or nothing was begun: as before, and doubtful if it comes again.
-            Fate::Wait(..) | Fate::Busy(_) | Fate::Duplicate | Fate::Crashed(_) | Fate::HandBack | Fate::Unwritten => {
-                drop(taken)
+            Fate::Wait(..)
+            | Fate::Busy(_)
+            | Fate::Owed(_)
+            | Fate::Duplicate
+            | Fate::Crashed(_)
+            | Fate::HandBack
+            | Fate::Unwritten => {
+                drop(taken);
             }
         }
         fate

@@ -15,10 +15,11 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use sqlx::Connection;
 use uuid::Uuid;
 
 use self::readmit::readmit;
-use super::{Store, StoreError, limit_of, standing::UnknownRule, within};
+use super::{Store, StoreError, limit_of, standing::UnknownRule, whole::Whole, within};
 use crate::{
     email::{Lane, PayloadHash, Reason, Status},
     faults,
@@ -238,11 +239,15 @@ impl Store {
     }
 
     async fn readmit_once(&self, request: &ClaimRequest) -> Result<Option<Admission>, StoreError> {
-        let mut tx = self.pool_of(request.facts.lane).begin().await?;
+        let mut whole = Whole::of(self.pool_of(request.facts.lane)).await?;
+        let mut tx = whole.connection().begin().await?;
         let admission = readmit(&mut tx, request, self.worker_id, &self.held).await?;
         if admission.is_some() && !faults::leaves_out_claim_commit() {
             tx.commit().await?;
+        } else {
+            tx.rollback().await?;
         }
+        whole.end();
         Ok(admission)
     }
 

@@ -263,3 +263,28 @@ async fn a_daemon_that_dies_without_its_database_leaves_a_journal_that_tells_wha
     until("the queues are empty", async || post.broker.not_empty().await.is_empty()).await;
     assert_eq!(second.stop().await, std::process::ExitCode::SUCCESS);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_that_was_owed_when_the_database_went_is_written_when_it_is_back() {
+    let (mut post, line) = with_line(&[("EMAIL_LADDER_FAST", "2s,3s")]).await;
+    post.start_daemon().await;
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to("gone"));
+    post.relay.script(Rule::at(Phase::FinalDot, Act::reply("451 4.3.0 later")).to("noc").once());
+    let alert = incident("gone@example.bj");
+    post.publish(&alert).await;
+    until("one has failed and the other waits", async || {
+        let rows = post.database.rows(id(&alert)).await;
+        rows.iter().map(|row| row.status.as_str()).eq(["failed", "queued"])
+    })
+    .await;
+    lose_the_database(&post, &line).await;
+    post.relay.wait_for_mails(1).await;
+    line.mend().await;
+    let letter = post.database.wait_for_letter(id(&alert)).await;
+    assert_eq!(letter.reason, "rejected");
+    assert_eq!(letter.header("x-recipients")[0]["address"], "gone@example.bj");
+    post.wait_until_settled().await;
+    let rows = post.database.rows(id(&alert)).await;
+    assert!(rows.iter().map(|row| row.status.as_str()).eq(["failed", "sent"]), "{rows:?}");
+    post.finish().await;
+}
