@@ -251,7 +251,15 @@ impl Stage {
         }
         self.note_left_open().await;
         self.crew.stop().await;
-        // What a daemon held without acknowledging it is back in its queue now.
+        // What a daemon held without acknowledging it is back in its queue now, and one that had been cut off may have
+        // published a copy in its last moment. Another daemon must find that nothing is left to do about either.
+        if is_over && !self.post.broker.not_empty().await.is_empty() {
+            let variables = self.post.variables.clone();
+            self.crew.start(&variables);
+            self.until("what was handed back is settled", async |stage| stage.post.broker.not_empty().await.is_empty())
+                .await;
+            self.crew.stop().await;
+        }
         let left = self.post.broker.not_empty().await;
         self.facts.queued = left.values().map(|&ready| ready as usize).sum();
         if !left.is_empty() {
