@@ -172,18 +172,15 @@ impl Pipeline {
             faults::reached(Point::Consumed);
             if self.is_paused(lane) {
                 // Its consumer is being cancelled.
-                return self.settle(delivery, Settlement::HandBack.into()).await;
+                return self.settle(delivery, Settlement::HandBack.into(), None).await;
             }
             let suspicion = self.suspicion(&delivery).await;
             // Also what a row explains now: it may have been counted when none did.
             let is_suspect = delivery.envelope.redelivered || delivery.envelope.crashes > 0;
             let carried = self.carry_under(&delivery, suspicion).await;
             let is_counted = is_suspect || carried.is_counted;
-            let key = (is_counted && carried.settlement.is_progress()).then(|| delivery.crash_key());
-            self.settle(delivery, carried).await;
-            if let Some(key) = key {
-                self.forget_suspicion(lane, &key).await;
-            }
+            let counted = (is_counted && carried.settlement.is_progress()).then(|| delivery.crash_key());
+            self.settle(delivery, carried, counted).await;
         }
         .instrument(span)
         .await;

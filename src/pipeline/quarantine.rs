@@ -335,7 +335,7 @@ impl Pipeline {
         sending.await
     }
 
-    /// A message has left its queue: what was held against it is forgotten. Best effort; retention finds what is left.
+    /// A message leaves its queue: what was held against it is forgotten. Best effort; retention finds what is left.
     pub(super) async fn forget_suspicion(&self, lane: Lane, key: &[u8; 32]) {
         self.quarantine.remembered().remove(key);
         if self.store.is_up()

@@ -333,7 +333,8 @@ fn label(fates: &[Fate]) -> &'static str {
 }
 
 impl Pipeline {
-    pub(super) async fn settle(&self, delivery: Delivery, carried: Carried) {
+    /// `counted`: the key under which crashes of this message were counted, if they were and are to be forgotten.
+    pub(super) async fn settle(&self, delivery: Delivery, carried: Carried, counted: Option<[u8; 32]>) {
         let lane = delivery.envelope.lane;
         let Carried { settlement, afterwards, is_counted: _ } = carried;
         let mut is_ready_to_ack = match &settlement {
@@ -392,6 +393,10 @@ impl Pipeline {
         if !is_ready_to_ack {
             // The daemon stops: dropped unacknowledged, the broker delivers it again, to a daemon that can settle it.
             return;
+        }
+        if let Some(key) = counted {
+            // Before the message is gone: afterwards nobody would come back to do it.
+            self.forget_suspicion(lane, &key).await;
         }
         faults::reached(Point::AckDue);
         if let Err(error) = delivery.ack().await {
