@@ -172,6 +172,8 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         journal,
         stop: stop.clone(),
     });
+    let warm = Arc::clone(&relays);
+    tasks.spawn(async move { warm.keep_warm().await });
     let mut consuming = JoinSet::new();
     for lane in Lane::ALL {
         let subscription = Subscription {

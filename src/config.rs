@@ -162,6 +162,8 @@ pub struct SmtpConfig {
     pub mails_per_connection_max: u32,
     /// `SMTP_IDLE_SECONDS`: a connection idle for longer is closed, not reused (30 s).
     pub idle_max: Duration,
+    /// `SMTP_WARM_CONNECTIONS_FAST`: connections of the fast lane that are kept open at the first relay though idle (1).
+    pub warm_connections_fast: usize,
 }
 
 /// One relay.

@@ -28,6 +28,7 @@ pub(super) fn smtp(r: &mut Reader<'_>) -> Result<SmtpConfig, Recorded> {
     let connections = r.read_lanes("SMTP_CONNECTIONS", parse::number(1..=500));
     let mails_per_connection_max = r.read("SMTP_MAILS_PER_CONNECTION", parse::number(1..=10_000));
     let idle_max = r.read("SMTP_IDLE_SECONDS", parse::seconds(1..=3600));
+    let warm_connections_fast = r.read("SMTP_WARM_CONNECTIONS_FAST", parse::number(0..=500));
     if dot_timeout.is_ok_and(|limit| limit < DOT_TIMEOUT_RFC) {
         r.warn("SMTP_DOT_TIMEOUT_SECONDS is below the 600 of RFC 5321: a slow relay's mails may be sent twice");
     }
@@ -39,6 +40,7 @@ pub(super) fn smtp(r: &mut Reader<'_>) -> Result<SmtpConfig, Recorded> {
         connections: connections?,
         mails_per_connection_max: mails_per_connection_max?,
         idle_max: idle_max?,
+        warm_connections_fast: warm_connections_fast?,
     })
 }
 

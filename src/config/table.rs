@@ -108,6 +108,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting::preset(Relay, "SMTP_IDLE_SECONDS", "30")
         .meaning("A connection idle for longer is closed, not reused.")
         .accepts("1 to 3600 seconds"),
+    Setting::preset(Relay, "SMTP_WARM_CONNECTIONS_FAST", "1")
+        .meaning("Connections of the fast lane that are kept open, though idle, at the first relay; 0: none.")
+        .accepts("0 to 500; SMTP_CONNECTIONS_FAST is the limit all the same"),
     Setting::required(Mail, "SMTP_FROM_EMAIL", "noreply@rgz.bj")
         .meaning("Sender of every mail, also of the envelope.")
         .accepts(ADDRESS)

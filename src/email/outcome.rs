@@ -128,6 +128,11 @@ pub enum SendReport {
         /// What is missing, for people.
         missing: String,
     },
+    /// It was not to go any more when its turn came (expired, or its lease could not be renewed): no content was sent.
+    Withdrawn {
+        /// Why, for people.
+        why: String,
+    },
 }
 
 /// What one attempt means for one recipient: what `classify` makes of a [`SendReport`].

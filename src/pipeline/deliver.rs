@@ -4,6 +4,7 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use uuid::Uuid;
@@ -51,11 +52,6 @@ impl Tried {
     pub(super) fn without_relay(outcome: Outcome) -> Self {
         Self { outcome, relay: String::new(), ended_at: Utc::now() }
     }
-
-    fn not_begun(why: &str) -> Self {
-        let error = format!("not begun: {why}");
-        Self::without_relay(Outcome::Deferred { phase: Phase::Mail, reply: None, error, counted: false })
-    }
 }
 
 impl Pipeline {
@@ -67,7 +63,7 @@ impl Pipeline {
             // A panic must not leave the row in `sending` under a lease that this daemon goes on renewing.
             match AssertUnwindSafe(self.build(message, index, &claim)).catch_unwind().await {
                 Ok(Ok((to, bytes))) => {
-                    let sending = AssertUnwindSafe(self.send(message, &to, &bytes, place)).catch_unwind().await;
+                    let sending = AssertUnwindSafe(self.send(message, to, bytes, place)).catch_unwind().await;
                     sending.unwrap_or_else(|_| {
                         tracing::error!("sending panicked: the outcome is unknown");
                         Tried::without_relay(Outcome::Unknown { error: "a stage panicked while sending".to_owned() })
@@ -147,22 +143,15 @@ impl Pipeline {
         fate
     }
 
-    pub(super) async fn send(&self, message: &Message<'_>, to: &EmailAddress, bytes: &[u8], place: Place) -> Tried {
-        let mail = OutgoingMail { from: &self.mail.from, to, message: bytes };
+    pub(super) async fn send(&self, message: &Message<'_>, to: EmailAddress, bytes: Bytes, place: Place) -> Tried {
+        let mail = OutgoingMail::new(self.mail.from.clone(), to, bytes).unless(self.obstacle(message));
         let mut place = place;
         let mut stale = 0;
         let mut refused_by: Vec<String> = Vec::new();
         loop {
-            // The claim, or the wait for another connection, may have taken until past either.
-            if message.is_expired() {
-                return Tried::not_begun("it is past expires_at");
-            }
-            if message.needs_lease() && !self.store.lease_is_good() {
-                return Tried::not_begun("this daemon's lease could not be renewed in time");
-            }
             faults::reached_by(Point::Send, message.request.id);
             let relay = place.relay_name().to_owned();
-            let sent = place.send(&mail).await;
+            let sent = place.send(mail.clone()).await;
             let ended_at = Utc::now();
             // Not for long: the row says `sending`, and what is put off can be looked at afresh.
             let another = self.another_place(message, &relay, sent.again, &mut stale, &mut refused_by);
@@ -177,6 +166,20 @@ impl Pipeline {
                 }
                 Ok(None) | Err(_) => return Tried { outcome: sent.outcome(), relay, ended_at },
             }
+        }
+    }
+
+    /// What may keep a mail from going when its turn comes: the claim, or the mail before it, may have taken until past
+    /// either.
+    fn obstacle(&self, message: &Message<'_>) -> impl Fn() -> Option<&'static str> + Send + Sync + 'static {
+        let expires_at = message.request.expires_at;
+        let lease = message.needs_lease().then(|| Arc::clone(&self.store));
+        move || {
+            if expires_at.is_some_and(|at| at <= Utc::now()) {
+                return Some("it is past expires_at");
+            }
+            let has_lost_it = lease.as_ref().is_some_and(|store| !store.lease_is_good());
+            has_lost_it.then_some("this daemon's lease could not be renewed in time")
         }
     }
 
@@ -216,7 +219,7 @@ impl Pipeline {
         message: &Message<'_>,
         index: usize,
         claim: &Claim,
-    ) -> Result<(EmailAddress, Arc<[u8]>), String> {
+    ) -> Result<(EmailAddress, Bytes), String> {
         let fresh = message.rendering.words.as_ref().ok().map(Arc::as_ref);
         // What an earlier try said is said again, whatever has become of the template since.
         let words: &Words = claim.words.as_ref().or(fresh).ok_or("there is nothing to send")?;
@@ -234,7 +237,7 @@ impl Pipeline {
     }
 
     /// Words and files become bytes.
-    pub(super) fn make(&self, making: &Making<'_>) -> Result<(EmailAddress, Arc<[u8]>), String> {
+    pub(super) fn make(&self, making: &Making<'_>) -> Result<(EmailAddress, Bytes), String> {
         let to = making.recipient.address.clone().map_err(|bad| bad.error.to_string())?;
         let request = making.request;
         let files: Vec<mime::FilePart<'_>> = request

@@ -12,7 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::client::TlsStream;
 
@@ -52,13 +52,22 @@ impl Wire {
     }
 
     /// Returns once the last byte has been handed to the socket.
-    async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Plain(stream) => stream.write_all(bytes).await,
-            Self::Tls(stream) => {
-                stream.write_all(bytes).await?;
-                stream.flush().await
+    /// `written` counts what was handed over, whether or not the rest could be.
+    async fn write_all(&mut self, bytes: &[u8], written: &mut usize) -> io::Result<()> {
+        while *written < bytes.len() {
+            let rest = &bytes[*written..];
+            let handed_over = match self {
+                Self::Plain(stream) => stream.write(rest).await?,
+                Self::Tls(stream) => stream.write(rest).await?,
+            };
+            if handed_over == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
             }
+            *written += handed_over;
+        }
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Tls(stream) => stream.flush().await,
         }
     }
 }
@@ -70,6 +79,8 @@ pub(super) struct Connection {
     parser: ReplyParser,
     step_timeout: Duration,
     dot_timeout: Duration,
+    /// Bytes of the last write that were handed to the socket, or to TLS, which may be ahead of the socket.
+    written: usize,
     /// Commands written whose reply has not been read.
     owed: u32,
     /// Something failed or came out of turn: only good for closing.
@@ -80,8 +91,8 @@ pub(super) struct Connection {
     pub(super) needs_reset: bool,
     /// Transactions begun on it.
     pub(super) mails: u32,
-    /// Since when nobody uses it.
-    pub(super) idle_since: Instant,
+    /// How many it may carry.
+    pub(super) mails_max: u32,
 }
 
 impl Connection {
@@ -97,12 +108,13 @@ impl Connection {
             parser: ReplyParser::default(),
             step_timeout,
             dot_timeout,
+            written: 0,
             owed: 0,
             is_spoilt: false,
             capabilities: Capabilities::default(),
             needs_reset: false,
             mails: 0,
-            idle_since: Instant::now(),
+            mails_max: u32::MAX,
         })
     }
 
@@ -120,7 +132,8 @@ impl Connection {
     /// Hands `bytes` to the socket, to the last one. `replies` is how many the relay will owe for them.
     pub(super) async fn write(&mut self, bytes: &[u8], replies: u32) -> Result<(), LinkFault> {
         self.owed += replies;
-        let result = match timeout(self.step_timeout, self.wire.write_all(bytes)).await {
+        self.written = 0;
+        let result = match timeout(self.step_timeout, self.wire.write_all(bytes, &mut self.written)).await {
             Ok(result) => result.map_err(|error| link_fault(&error)),
             Err(_) => Err(LinkFault::TimedOut(self.step_timeout)),
         };
@@ -133,9 +146,21 @@ impl Connection {
         self.read_reply_within(self.step_timeout).await
     }
 
-    /// The reply to the final dot, which has a limit of its own: impatience here makes duplicates.
-    pub(super) async fn read_final_reply(&mut self) -> Result<RawReply, LinkFault> {
-        self.read_reply_within(self.dot_timeout).await
+    /// The reply to the final dot, which has a limit of its own: impatience here makes duplicates. Cancel-safe.
+    pub(super) async fn read_final_reply(&mut self, deadline: Instant) -> Result<RawReply, LinkFault> {
+        let limit = self.dot_timeout;
+        let result = timeout_at(deadline, self.next_reply()).await;
+        self.note(result.unwrap_or(Err(LinkFault::TimedOut(limit))))
+    }
+
+    /// How long the reply to the final dot is waited for.
+    pub(super) const fn dot_timeout(&self) -> Duration {
+        self.dot_timeout
+    }
+
+    /// How much of the last write was handed over, if not all of it was.
+    pub(super) const fn written(&self) -> usize {
+        self.written
     }
 
     /// What a relay that broke off the content has to say about it, if anything.
@@ -147,6 +172,10 @@ impl Connection {
 
     async fn read_reply_within(&mut self, limit: Duration) -> Result<RawReply, LinkFault> {
         let result = timeout(limit, self.next_reply()).await.unwrap_or(Err(LinkFault::TimedOut(limit)));
+        self.note(result)
+    }
+
+    fn note(&mut self, result: Result<RawReply, LinkFault>) -> Result<RawReply, LinkFault> {
         // After a 421 the relay closes.
         self.is_spoilt |= result.as_ref().map_or(true, |reply| reply.code == 421);
         result
@@ -201,6 +230,23 @@ impl Connection {
             // Under TLS this may be a session ticket, which is no reply.
             Ok(_) => matches!(self.wire, Wire::Tls(_)) && self.out_of_turn().is_none(),
         }
+    }
+
+    /// Returns when the relay says or does something although it was not asked: closing, as a rule. Cancel-safe.
+    pub(super) async fn ends(&mut self) {
+        if self.is_in_step() {
+            let _ = self.wire.read(&mut self.incoming).await;
+        }
+        self.is_spoilt = true;
+    }
+
+    /// Asks for a sign of life, so that the relay does not take the connection for abandoned. False: it gave none.
+    pub(super) async fn keep_alive(&mut self) -> bool {
+        let answer = match self.write(b"NOOP\r\n", 1).await {
+            Ok(()) => self.read_reply().await,
+            Err(fault) => Err(fault),
+        };
+        answer.is_ok_and(|reply| reply.code < 300) && self.is_in_step()
     }
 
     /// Says goodbye, if that is possible, and closes.

@@ -1,29 +1,29 @@
 //! A place on a connection: the right to send one mail to one relay, and what the relay learns from it.
 //!
-//! Invariant: a place is accounted for once, however it ends: its connection, its permit, its share of the relay's pace
-//! and of a trial are used up or given back.
+//! Invariant: a place is accounted for once, however it ends: its permit, its share of the relay's pace and of a trial are
+//! used up or given back.
 
 use std::sync::Arc;
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
-    connection::Connection,
+    line::{Done, Job},
     relay::Relay,
     reply::{Lesson, classify, lesson, wants_other_settings},
-    transaction::{self, OutgoingMail},
+    transaction::OutgoingMail,
     trial::LetGo,
 };
 use crate::email::{Lane, LinkFault, Outcome, Phase, SendReport};
 
-/// The right to send one mail over a connection that is ready for it.
+/// The right to send one mail over a connection that is open: as its only mail, or behind another.
 ///
 /// Dropped unused, it gives everything back.
 #[must_use]
 pub struct Place {
-    pub(super) pass: Pass,
-    pub(super) connection: Option<Connection>,
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pass: Pass,
+    /// Free once the place is no longer counted.
+    _permit: OwnedSemaphorePermit,
 }
 
 /// The relay lets one mail go: its pace and its trials have room.
@@ -80,33 +80,32 @@ impl Place {
         self.pass.relay.name()
     }
 
-    /// Sends one mail and says how that went; gives the connection back if it is still in step.
+    /// Takes the place; whether there is a connection for it is the relay's to say.
+    pub(super) fn take(pass: Pass, permit: OwnedSemaphorePermit) -> Self {
+        pass.relay.lanes.get(pass.lane).take_place();
+        Self { pass, _permit: permit }
+    }
+
+    pub(super) const fn relay(&self) -> &Arc<Relay> {
+        &self.pass.relay
+    }
+
+    /// Sends one mail and says how that went.
     ///
-    /// The future must not be dropped once it was polled: the relay may have the mail, and nobody would know. If it is
-    /// dropped all the same, the connection is closed and never used again.
-    pub async fn send(mut self, mail: &OutgoingMail<'_>) -> Sent {
-        let Some(mut connection) = self.connection.take() else {
-            let report = SendReport::Broken { phase: Phase::Mail, fault: LinkFault::Closed };
-            return Sent { report, is_the_relays_affair: false, again: Again::OnAnyConnection };
-        };
-        let is_fresh = connection.mails == 0;
-        let report = transaction::send(&mut connection, mail).await;
+    /// If the future is dropped the mail goes all the same unless its content had not begun, and nobody learns how it fared.
+    pub async fn send(mut self, mail: OutgoingMail) -> Sent {
         let relay = Arc::clone(&self.pass.relay);
-        // A mail that the relay cannot carry was not sent.
-        self.pass.is_used = !matches!(report, SendReport::NotCapable { .. });
-        let is_the_relays_affair = self.pass.is_used && relay.learn_from(&report, is_fresh, &self.pass, mail.to);
-        if connection.is_in_step() {
-            if connection.mails < relay.mails_per_connection_max {
-                self.connection = Some(connection);
-            } else {
-                // The permit goes with it: until the relay has let it go it counts.
-                let permit = self.permit.take();
-                tokio::spawn(async move {
-                    connection.quit().await;
-                    drop(permit);
-                });
-            }
-        }
+        let to = mail.to().clone();
+        let (job, answer) = Job::new(mail);
+        relay.lanes.get(self.pass.lane).hand_over(job);
+        // A connection whose task died may have had the mail on the wire.
+        let died = || Done {
+            report: SendReport::Broken { phase: Phase::FinalDot, fault: LinkFault::Closed },
+            is_fresh: false,
+        };
+        let Done { report, is_fresh } = answer.await.unwrap_or_else(|_| died());
+        self.pass.is_used = !matches!(report, SendReport::NotCapable { .. } | SendReport::Withdrawn { .. });
+        let is_the_relays_affair = self.pass.is_used && relay.learn_from(&report, is_fresh, &self.pass, &to);
         let again = again(&report, is_fresh);
         Sent { report, is_the_relays_affair, again }
     }
@@ -114,9 +113,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pass.relay.take_back(self.pass.lane, connection);
-        }
+        self.pass.relay.lanes.get(self.pass.lane).free_place();
+        self.pass.relay.tell_of_room();
     }
 }
 
@@ -143,7 +141,8 @@ fn again(report: &SendReport, is_fresh: bool) -> Again {
         SendReport::Accepted { .. }
         | SendReport::Refused { .. }
         | SendReport::Broken { .. }
-        | SendReport::NotCapable { .. } => Again::No,
+        | SendReport::NotCapable { .. }
+        | SendReport::Withdrawn { .. } => Again::No,
     }
 }
 

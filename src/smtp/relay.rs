@@ -1,28 +1,30 @@
 //! One relay: its connections by lane, whether it may be used, how fast, and what is learned from each mail.
 //!
-//! Invariant: a lane never has more connections to it than its limit: a place holds a permit, a new connection is
-//! opened only where none lies idle, and what is left behind is idle before its permit is free.
+//! Invariant: a lane never has more connections to it than its limit, those being opened included.
 //! Invariant: one prober, whatever the number of those who wait for it.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
 use tokio::{
-    sync::{Semaphore, watch},
-    time::{Instant, sleep, sleep_until},
+    sync::watch,
+    time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     breaker::{Breaker, RelayState},
     connection::Connection,
+    driver,
     fault::{RelayError, RelayFault},
+    line::{Entry, Line, Opening},
     pace::Pace,
     place::Pass,
     relays::RelayHealth,
@@ -35,6 +37,9 @@ use crate::{
     email::{EmailAddress, Lane, PerLane, Phase, SendReport},
 };
 
+/// Between two connections that are opened ahead: a relay that closes them at once is not beset.
+const WARM_PAUSE: Duration = Duration::from_secs(1);
+
 pub(super) struct Relay {
     pub(super) endpoint: Endpoint,
     breaker: Breaker,
@@ -45,25 +50,14 @@ pub(super) struct Relay {
     /// In the order of [`RelayFault::ALL`].
     faults: [AtomicU64; RelayFault::ALL.len()],
     throttled: AtomicU64,
-    pub(super) lanes: PerLane<LaneConnections>,
-    pub(super) mails_per_connection_max: u32,
-    idle_max: Duration,
+    pub(super) lanes: PerLane<Line>,
+    mails_per_connection_max: u32,
+    /// A connection that nobody has used for so long is closed.
+    pub(super) idle_max: Duration,
+    warm_fast: usize,
     changes: watch::Sender<()>,
-    is_closing: AtomicBool,
-    is_swept: AtomicBool,
-}
-
-pub(super) struct LaneConnections {
-    pub(super) permits: Arc<Semaphore>,
-    limit: usize,
-    /// The one used last is used next, so that what is too much grows old and goes.
-    idle: Mutex<Vec<Connection>>,
-}
-
-impl LaneConnections {
-    fn new(limit: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(limit)), limit, idle: Mutex::new(Vec::new()) }
-    }
+    /// No connection is kept any more.
+    pub(super) closing: CancellationToken,
 }
 
 /// Nothing panics while holding these, and what they hold is sound whoever panicked.
@@ -82,12 +76,12 @@ impl Relay {
             deferring: Mutex::default(),
             faults: std::array::from_fn(|_| AtomicU64::new(0)),
             throttled: AtomicU64::new(0),
-            lanes: PerLane::from_fn(|lane| LaneConnections::new(limit(lane))),
+            lanes: PerLane::from_fn(|lane| Line::new(limit(lane))),
             mails_per_connection_max: config.mails_per_connection_max,
             idle_max: config.idle_max,
+            warm_fast: config.warm_connections_fast,
             changes,
-            is_closing: AtomicBool::new(false),
-            is_swept: AtomicBool::new(false),
+            closing: CancellationToken::new(),
             endpoint,
         }
     }
@@ -96,10 +90,10 @@ impl Relay {
         &self.endpoint.relay.name
     }
 
-    /// Whether waiting for this relay makes sense: it may be connected to, or a connection lies ready; and when a mail
+    /// Whether waiting for this relay makes sense: it may be connected to, or a connection has room; and when a mail
     /// is due.
     pub(super) fn may_go(&self, lane: Lane, now: Instant) -> MayGo {
-        let is_reachable = self.breaker.is_closed() || !lock(&self.lanes.get(lane).idle).is_empty();
+        let is_reachable = self.breaker.is_closed() || self.lanes.get(lane).has_room();
         match lock(&self.trials).may_go(lane, now) {
             _ if !is_reachable => MayGo::No,
             MayGo::Now => lock(&self.pace).due_at(lane, now).map_or(MayGo::Now, MayGo::At),
@@ -125,28 +119,85 @@ impl Relay {
         self.proved_nothing(let_go);
     }
 
-    /// An idle connection that is alive, else a new one; nothing if there is none to be had.
-    pub(super) async fn connection(self: &Arc<Self>, lane: Lane) -> Option<Connection> {
+    /// Sees to it that a place that was just taken has a connection. False: there is none to be had.
+    pub(super) async fn has_connection(self: &Arc<Self>, lane: Lane) -> bool {
+        let line = self.lanes.get(lane);
+        let mut may_open = true;
         loop {
-            let Some(mut connection) = lock(&self.lanes.get(lane).idle).pop() else { break };
-            if connection.idle_since.elapsed() <= self.idle_max && connection.is_alive() {
-                return Some(connection);
+            let moved = line.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            match line.entry(may_open && self.breaker.is_closed()) {
+                Entry::Shares => return true,
+                // One that cannot be opened leaves those that are.
+                Entry::Opens(opening) => may_open = self.open_for(lane, opening).await,
+                Entry::Waits => moved.await,
+                Entry::None => return false,
             }
         }
+    }
+
+    async fn open_for(self: &Arc<Self>, lane: Lane, opening: Opening<'_>) -> bool {
+        let Some(connection) = self.open().await else { return false };
+        opening.opened();
+        tokio::spawn(driver::drive(Arc::clone(self), lane, connection));
+        true
+    }
+
+    /// A new connection; nothing if there is none to be had now.
+    pub(super) async fn open(self: &Arc<Self>) -> Option<Connection> {
         if !self.breaker.is_closed() {
             return None;
         }
         match Box::pin(self.endpoint.open()).await {
-            Ok(connection) => {
+            Ok(mut connection) => {
                 // Opened by somebody else's fault meanwhile, it is the prober's to close.
                 self.breaker.note_connection();
-                self.sweep_idle();
+                connection.mails_max = self.mails_per_connection_max;
                 Some(connection)
             }
             Err(error) => {
                 self.mark_down(error);
                 None
             }
+        }
+    }
+
+    /// How many of a lane's connections are kept open though nobody uses them.
+    pub(super) const fn warm(&self, lane: Lane) -> usize {
+        match lane {
+            Lane::Fast => self.warm_fast,
+            Lane::Standard | Lane::Bulk => 0,
+        }
+    }
+
+    /// Keeps the fast lane's warm connections open, so that an incident does not wait for TCP, TLS and AUTH.
+    pub(super) async fn keep_warm(self: Arc<Self>) {
+        let line = self.lanes.get(Lane::Fast);
+        let mut changes = self.changes.subscribe();
+        loop {
+            let moved = line.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            changes.mark_unchanged();
+            if self.breaker.is_closed()
+                && let Some(opening) = line.opens_ahead(self.warm(Lane::Fast))
+            {
+                self.open_for(Lane::Fast, opening).await;
+                tokio::select! { () = self.closing.cancelled() => return, () = tokio::time::sleep(WARM_PAUSE) => continue }
+            }
+            tokio::select! {
+                () = self.closing.cancelled() => return,
+                () = moved => {}
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Room on a connection is news where no other can be opened.
+    pub(super) fn tell_of_room(&self) {
+        if !self.breaker.is_closed() {
+            self.changes.send_replace(());
         }
     }
 
@@ -170,19 +221,6 @@ impl Relay {
 
     fn count(&self, error: &RelayError) {
         self.faults[error.fault as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Takes back a connection that is in step. Comes before its permit is free.
-    pub(super) fn take_back(&self, lane: Lane, mut connection: Connection) {
-        if self.is_closing.load(Ordering::SeqCst) {
-            return;
-        }
-        connection.idle_since = Instant::now();
-        lock(&self.lanes.get(lane).idle).push(connection);
-        if !self.breaker.is_closed() {
-            // Those who wait cannot open a connection of their own, so they must hear of this one.
-            self.changes.send_replace(());
-        }
     }
 
     /// What a mail's fate says about the relay. `is_fresh`: no mail had gone over that connection before. True if a
@@ -249,33 +287,12 @@ impl Relay {
         }
     }
 
-    /// Starts the task that closes what has lain idle for too long. It ends with the relay.
-    fn sweep_idle(self: &Arc<Self>) {
-        if self.is_swept.swap(true, Ordering::SeqCst) {
-            return;
+    /// No connection is kept any more. Returns when those that have nothing to do are closed.
+    pub(super) async fn close(&self) {
+        self.closing.cancel();
+        for lane in Lane::ALL {
+            self.lanes.get(lane).until_quiet().await;
         }
-        let (relay, every) = (Arc::downgrade(self), (self.idle_max / 2).max(Duration::from_millis(100)));
-        tokio::spawn(async move {
-            loop {
-                sleep(every).await;
-                let Some(relay) = relay.upgrade() else { return };
-                for lane in Lane::ALL {
-                    let idle_max = relay.idle_max;
-                    let old: Vec<_> = lock(&relay.lanes.get(lane).idle)
-                        .extract_if(.., |c| c.idle_since.elapsed() > idle_max)
-                        .collect();
-                    for connection in old {
-                        connection.quit().await;
-                    }
-                }
-            }
-        });
-    }
-
-    /// No connection is kept any more; returns those that lie idle.
-    pub(super) fn close(&self) -> Vec<Connection> {
-        self.is_closing.store(true, Ordering::SeqCst);
-        Lane::ALL.into_iter().flat_map(|lane| std::mem::take(&mut *lock(&self.lanes.get(lane).idle))).collect()
     }
 
     pub(super) fn health(&self) -> RelayHealth {
@@ -295,11 +312,8 @@ impl Relay {
                 .into_iter()
                 .zip(self.faults.iter().map(|count| count.load(Ordering::Relaxed)))
                 .collect(),
-            in_use: PerLane::from_fn(|lane| {
-                let connections = self.lanes.get(lane);
-                connections.limit - connections.permits.available_permits()
-            }),
-            idle: PerLane::from_fn(|lane| lock(&self.lanes.get(lane).idle).len()),
+            in_use: PerLane::from_fn(|lane| self.lanes.get(lane).places()),
+            idle: PerLane::from_fn(|lane| self.lanes.get(lane).idle()),
         }
     }
 }
@@ -322,7 +336,8 @@ fn fault_of(report: &SendReport, is_fresh: bool) -> Option<RelayError> {
         SendReport::Accepted { .. }
         | SendReport::Refused { .. }
         | SendReport::Broken { .. }
-        | SendReport::NotCapable { .. } => None,
+        | SendReport::NotCapable { .. }
+        | SendReport::Withdrawn { .. } => None,
     }
 }
 
@@ -330,7 +345,9 @@ fn deferring(report: &SendReport) -> RelayError {
     match report {
         SendReport::Refused { phase, reply } => RelayError::deferring(*phase, &reply.line()),
         SendReport::Broken { phase, fault } => RelayError::deferring(*phase, &fault.to_string()),
-        SendReport::Accepted { .. } | SendReport::NotCapable { .. } => RelayError::deferring(Phase::Mail, ""),
+        SendReport::Accepted { .. } | SendReport::NotCapable { .. } | SendReport::Withdrawn { .. } => {
+            RelayError::deferring(Phase::Mail, "")
+        }
     }
 }
 
@@ -347,7 +364,7 @@ async fn probe_until_up(relay: Weak<Relay>) {
         let Some(due) = relay.upgrade().and_then(|relay| relay.breaker.retry_at()) else { return };
         sleep_until(due).await;
         let Some(relay) = relay.upgrade() else { return };
-        if relay.is_closing.load(Ordering::SeqCst) {
+        if relay.closing.is_cancelled() {
             return;
         }
         match Box::pin(relay.endpoint.open()).await {

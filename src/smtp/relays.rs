@@ -7,10 +7,10 @@
 
 use std::{future::pending, sync::Arc};
 
+use futures_util::future::join_all;
 use rustls::RootCertStore;
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, watch},
-    task::JoinSet,
     time::{Instant, sleep_until},
 };
 
@@ -51,9 +51,9 @@ pub struct RelayHealth {
     pub throttled: u64,
     /// How often each fault was met.
     pub faults: Vec<(RelayFault, u64)>,
-    /// Places taken, connections being opened included.
+    /// Places taken: up to two for each connection, one mail on the wire and one following.
     pub in_use: PerLane<usize>,
-    /// Connections that lie ready.
+    /// Connections that are open and have nothing to do.
     pub idle: PerLane<usize>,
 }
 
@@ -110,8 +110,9 @@ impl Relays {
             let (pass, permit) = self.next(lane).await;
             // Connecting takes time that those behind need not wait for.
             drop(turn);
-            if let Some(connection) = pass.relay.connection(lane).await {
-                return Place { pass, connection: Some(connection), permit: Some(permit) };
+            let place = Place::take(pass, permit);
+            if place.relay().has_connection(lane).await {
+                return place;
             }
         }
     }
@@ -124,8 +125,9 @@ impl Relays {
             let relay = relay?;
             let permit = Arc::clone(&relay.lanes.get(lane).permits).acquire_owned().await.ok()?;
             let Some(pass) = relay.let_go(lane, Instant::now()) else { continue };
-            if let Some(connection) = relay.connection(lane).await {
-                return Some(Place { pass, connection: Some(connection), permit: Some(permit) });
+            let place = Place::take(pass, permit);
+            if place.relay().has_connection(lane).await {
+                return Some(place);
             }
         }
     }
@@ -187,13 +189,16 @@ impl Relays {
         })
     }
 
+    /// Keeps connections of the fast lane open at the first relay, until [`Self::close`].
+    pub async fn keep_warm(&self) {
+        if let Some(relay) = self.relays.first() {
+            Arc::clone(relay).keep_warm().await;
+        }
+    }
+
     /// Says goodbye on every idle connection, within two seconds or so; what is in use closes after its mail.
     pub async fn close(&self) {
-        let mut goodbyes = JoinSet::new();
-        for connection in self.relays.iter().flat_map(|relay| relay.close()) {
-            goodbyes.spawn(connection.quit());
-        }
-        goodbyes.join_all().await;
+        join_all(self.relays.iter().map(|relay| relay.close())).await;
     }
 }
 

@@ -139,6 +139,12 @@ pub fn classify(report: &SendReport) -> Outcome {
             reply: None,
             error: told(format!("the relay cannot carry this mail: {missing}")),
         },
+        SendReport::Withdrawn { why } => Outcome::Deferred {
+            phase: Phase::Mail,
+            reply: None,
+            error: told(format!("not begun: {why}")),
+            counted: false,
+        },
     }
 }
 
@@ -218,7 +224,7 @@ pub(super) fn lesson(report: &SendReport) -> Lesson {
             _ => Lesson::Nothing,
         },
         SendReport::Broken { phase: Phase::Rcpt | Phase::Data | Phase::Content, .. } => Lesson::PutOff,
-        SendReport::Broken { .. } | SendReport::NotCapable { .. } => Lesson::Nothing,
+        SendReport::Broken { .. } | SendReport::NotCapable { .. } | SendReport::Withdrawn { .. } => Lesson::Nothing,
     }
 }
 

@@ -1,65 +1,203 @@
 //! One mail to one recipient: MAIL, RCPT, DATA, content, and the reply to the final dot.
 //!
+//! Invariant: a mail goes ahead only while it still may; one that may not any more after its 354 ends with the connection,
+//! without a dot.
 //! Invariant: one recipient a transaction, so that a refusal concerns nobody else and the reply to the dot is this recipient's.
+//! Where commands may be sent ahead, the next mail's envelope follows the final dot in the same flight (RFC 2920 §3.1), so that
+//! a mail costs one round trip.
+//!
 //! Invariant: the step is `FinalDot` only once the last byte of the terminator was handed to the socket. Before that the
 //! relay cannot have accepted the mail; after it nobody can say that it has not.
 
-use std::ops::Range;
+use std::{fmt, ops::Range, sync::Arc};
 
-use super::{connection::Connection, content::ContentEncoder};
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{
+    connection::Connection,
+    content::ContentEncoder,
+    line::{Job, Line},
+    reply::RawReply,
+};
 use crate::{
     email::{EmailAddress, LinkFault, Phase, Reply, SendReport},
     faults::{self, Point},
 };
 
-/// Content is written in pieces of this size; most mails fit into one, terminator included.
-const PIECE_BYTES: usize = 64 * 1024;
+/// Content is written in pieces of this size; most mails fit into one, terminator and the next envelope included.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Room in a piece for the terminator and the next mail's envelope.
+const ENVELOPE_BYTES: usize = 1024;
 
 /// Positive replies to MAIL, RCPT and the final dot.
 const DONE: Range<u16> = 200..300;
 /// The only go-ahead for content.
 const GO_AHEAD: Range<u16> = 354..355;
 
+/// Why a mail must not go any more, if so.
+type Obstacle = dyn Fn() -> Option<&'static str> + Send + Sync;
+
 /// A mail, ready to go.
-#[derive(Clone, Copy)]
-pub struct OutgoingMail<'a> {
-    /// The envelope's sender.
-    pub from: &'a EmailAddress,
-    /// The one recipient.
-    pub to: &'a EmailAddress,
-    /// Header and body as they will be signed and seen; line ends and dots are taken care of here.
-    pub message: &'a [u8],
+#[derive(Clone)]
+pub struct OutgoingMail {
+    from: EmailAddress,
+    to: EmailAddress,
+    message: Bytes,
+    obstacle: Option<Arc<Obstacle>>,
 }
 
-/// Sends it, and says how that went. What state the connection is in, it knows itself.
-pub(super) async fn send(connection: &mut Connection, mail: &OutgoingMail<'_>) -> SendReport {
-    if let Some(missing) = missing_capability(connection, mail) {
-        return SendReport::NotCapable { missing: missing.to_owned() };
+impl fmt::Debug for OutgoingMail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutgoingMail").field("to", &self.to).field("bytes", &self.message.len()).finish_non_exhaustive()
+    }
+}
+
+impl OutgoingMail {
+    /// A mail under this envelope. `message`: header and body as they will be signed and seen; line ends and dots are
+    /// taken care of on the way.
+    pub fn new(from: EmailAddress, to: EmailAddress, message: impl Into<Bytes>) -> Self {
+        Self { from, to, message: message.into(), obstacle: None }
+    }
+
+    /// The same, to be asked before its envelope and again before its content whether something keeps it from going.
+    #[must_use]
+    pub fn unless(mut self, obstacle: impl Fn() -> Option<&'static str> + Send + Sync + 'static) -> Self {
+        self.obstacle = Some(Arc::new(obstacle));
+        self
+    }
+
+    /// The one recipient.
+    #[must_use]
+    pub const fn to(&self) -> &EmailAddress {
+        &self.to
+    }
+
+    pub(super) fn obstacle(&self) -> Option<&'static str> {
+        self.obstacle.as_ref().and_then(|obstacle| obstacle())
+    }
+}
+
+/// A mail whose envelope was sent ahead, behind the final dot of the one before it.
+pub(super) struct Following(Job);
+
+/// Carries one mail, and says how that went. What state the connection is in, it knows itself.
+///
+/// Returns the mail that follows in the same flight, if there is one.
+pub(super) async fn carry(connection: &mut Connection, line: &Line, job: Job) -> Option<Following> {
+    if let Some(report) = cannot_begin(connection, &job) {
+        job.finish(report, connection.mails == 0);
+        return None;
     }
     connection.mails += 1;
-    match transact(connection, mail).await {
-        Ok(reply) => SendReport::Accepted { reply },
-        Err(report) => {
-            connection.needs_reset = true;
-            report
+    let entered = if connection.capabilities.pipelining {
+        match write_envelope(connection, &job.mail).await {
+            Ok(()) => read_envelope(connection, &job.mail).await,
+            Err(report) => Err(report),
         }
-    }
+    } else {
+        envelope_step_by_step(connection, &job.mail).await
+    };
+    finish(connection, line, job, entered).await
 }
 
-async fn transact(connection: &mut Connection, mail: &OutgoingMail<'_>) -> Result<Reply, SendReport> {
-    if connection.capabilities.pipelining {
-        envelope_in_one_flight(connection, mail).await?;
-    } else {
-        envelope_step_by_step(connection, mail).await?;
+/// The same for a mail whose envelope is on its way.
+pub(super) async fn carry_on(connection: &mut Connection, line: &Line, Following(job): Following) -> Option<Following> {
+    if connection.is_spoilt() {
+        job.fail();
+        return None;
     }
-    write_content(connection, mail).await?;
+    let entered = read_envelope(connection, &job.mail).await;
+    finish(connection, line, job, entered).await
+}
+
+async fn finish(
+    connection: &mut Connection,
+    line: &Line,
+    job: Job,
+    entered: Result<(), SendReport>,
+) -> Option<Following> {
+    let is_fresh = connection.mails == 1;
+    if let Err(report) = entered {
+        connection.needs_reset = true;
+        job.finish(report, is_fresh);
+        return None;
+    }
+    if let Some(why) = job.obstacle() {
+        // The relay waits for content. Closing is the only way to say that there is none.
+        connection.spoil();
+        job.finish(SendReport::Withdrawn { why }, is_fresh);
+        return None;
+    }
+    let mut following = None;
+    let report = match content_and_reply(connection, line, &job.mail, &mut following).await {
+        Ok(reply) => SendReport::Accepted { reply },
+        Err(report) => {
+            // Where a mail follows, the relay has forgotten this one by itself (RFC 5321 §4.1.1.4).
+            connection.needs_reset = following.is_none();
+            report
+        }
+    };
+    job.finish(report, is_fresh);
+    following
+}
+
+/// Why a mail is not begun at all, if so.
+fn cannot_begin(connection: &Connection, job: &Job) -> Option<SendReport> {
+    if let Some(missing) = missing_capability(connection, &job.mail) {
+        return Some(SendReport::NotCapable { missing: missing.to_owned() });
+    }
+    job.obstacle().map(|why| SendReport::Withdrawn { why })
+}
+
+/// Writes the content, and the next mail's envelope behind it; returns the reply to the final dot.
+async fn content_and_reply(
+    connection: &mut Connection,
+    line: &Line,
+    mail: &OutgoingMail,
+    following: &mut Option<Following>,
+) -> Result<Reply, SendReport> {
+    write_content(connection, line, mail, following).await?;
     faults::reached(Point::FinalDot);
-    let reply = connection.read_final_reply().await;
+    let deadline = Instant::now() + connection.dot_timeout();
+    let reply = loop {
+        let may_follow = following.is_none() && may_send_ahead(connection);
+        tokio::select! {
+            biased;
+            reply = connection.read_final_reply(deadline) => break reply,
+            () = line.follower_comes(), if may_follow => {}
+        }
+        if let Some(next) = next_to_follow(connection, line) {
+            connection.mails += 1;
+            // If it cannot be written, the reply that is owed may still be read.
+            let _ = write_envelope(connection, &next.mail).await;
+            *following = Some(Following(next));
+        }
+    };
     faults::reached(Point::Replied);
     judge(connection, mail, Phase::FinalDot, reply, &DONE)
 }
 
-fn missing_capability(connection: &Connection, mail: &OutgoingMail<'_>) -> Option<&'static str> {
+/// Whether one more mail may go over this connection, its commands ahead.
+fn may_send_ahead(connection: &Connection) -> bool {
+    connection.capabilities.pipelining && !connection.is_spoilt() && connection.mails < connection.mails_max
+}
+
+/// A mail that waits, can go over this connection, and still may.
+fn next_to_follow(connection: &Connection, line: &Line) -> Option<Job> {
+    if !may_send_ahead(connection) {
+        return None;
+    }
+    loop {
+        let next = line.follower()?;
+        match cannot_begin(connection, &next) {
+            None => return Some(next),
+            Some(report) => next.finish(report, false),
+        }
+    }
+}
+
+fn missing_capability(connection: &Connection, mail: &OutgoingMail) -> Option<&'static str> {
     let offered = &connection.capabilities;
     if needs_smtputf8(mail) && !offered.smtputf8 {
         return Some("the address holds characters beyond ASCII and the relay does not offer SMTPUTF8");
@@ -71,11 +209,11 @@ fn missing_capability(connection: &Connection, mail: &OutgoingMail<'_>) -> Optio
     offered.size_max.is_some_and(|max| bytes > max).then_some("the mail is larger than the relay takes (SIZE)")
 }
 
-fn needs_smtputf8(mail: &OutgoingMail<'_>) -> bool {
+fn needs_smtputf8(mail: &OutgoingMail) -> bool {
     mail.from.needs_smtputf8() || mail.to.needs_smtputf8()
 }
 
-fn mail_command(connection: &Connection, mail: &OutgoingMail<'_>) -> String {
+fn mail_command(connection: &Connection, mail: &OutgoingMail) -> String {
     let offered = &connection.capabilities;
     let mut command = format!("MAIL FROM:<{}>", mail.from.as_str());
     if offered.size {
@@ -91,11 +229,11 @@ fn mail_command(connection: &Connection, mail: &OutgoingMail<'_>) -> String {
     command
 }
 
-fn rcpt_command(mail: &OutgoingMail<'_>) -> String {
+fn rcpt_command(mail: &OutgoingMail) -> String {
     format!("RCPT TO:<{}>\r\n", mail.to.as_str())
 }
 
-async fn envelope_step_by_step(connection: &mut Connection, mail: &OutgoingMail<'_>) -> Result<(), SendReport> {
+async fn envelope_step_by_step(connection: &mut Connection, mail: &OutgoingMail) -> Result<(), SendReport> {
     if connection.needs_reset {
         write(connection, Phase::Mail, b"RSET\r\n", 1).await?;
         finish_reset(connection, mail).await?;
@@ -113,14 +251,29 @@ async fn envelope_step_by_step(connection: &mut Connection, mail: &OutgoingMail<
     Ok(())
 }
 
-/// RSET (where the last transaction was left unfinished), MAIL, RCPT and DATA in one write (RFC 2920), then their
-/// replies in order. All of them are read whatever they say, or the connection is spoilt.
-async fn envelope_in_one_flight(connection: &mut Connection, mail: &OutgoingMail<'_>) -> Result<(), SendReport> {
-    let reset = if connection.needs_reset { "RSET\r\n" } else { "" };
-    let flight = format!("{reset}{}{}DATA\r\n", mail_command(connection, mail), rcpt_command(mail));
-    let replies = if connection.needs_reset { 4 } else { 3 };
-    write(connection, Phase::Mail, flight.as_bytes(), replies).await?;
+/// RSET (where the last transaction was left unfinished), MAIL, RCPT and DATA, to go in one write (RFC 2920); and how
+/// many replies are owed for them.
+fn envelope(connection: &Connection, mail: &OutgoingMail, out: &mut Vec<u8>) -> u32 {
+    if connection.needs_reset {
+        out.extend_from_slice(b"RSET\r\n");
+    }
+    out.extend_from_slice(mail_command(connection, mail).as_bytes());
+    out.extend_from_slice(rcpt_command(mail).as_bytes());
+    out.extend_from_slice(b"DATA\r\n");
+    if connection.needs_reset { 4 } else { 3 }
+}
+
+async fn write_envelope(connection: &mut Connection, mail: &OutgoingMail) -> Result<(), SendReport> {
+    let mut flight = Vec::with_capacity(256);
+    let replies = envelope(connection, mail, &mut flight);
+    write(connection, Phase::Mail, &flight, replies).await?;
     faults::reached(Point::Data);
+    Ok(())
+}
+
+/// The replies to an envelope that went in one write, in order. All of them are read whatever they say, or the connection
+/// is spoilt.
+async fn read_envelope(connection: &mut Connection, mail: &OutgoingMail) -> Result<(), SendReport> {
     if connection.needs_reset {
         finish_reset(connection, mail).await?;
     }
@@ -157,7 +310,7 @@ async fn abandon(connection: &mut Connection, recipient_was_refused: bool) {
     }
 }
 
-async fn finish_reset(connection: &mut Connection, mail: &OutgoingMail<'_>) -> Result<(), SendReport> {
+async fn finish_reset(connection: &mut Connection, mail: &OutgoingMail) -> Result<(), SendReport> {
     let reply = connection.read_reply().await;
     match judge(connection, mail, Phase::Mail, reply, &DONE) {
         // A relay that refuses to forget the last mail says nothing about this one.
@@ -173,9 +326,15 @@ async fn finish_reset(connection: &mut Connection, mail: &OutgoingMail<'_>) -> R
     }
 }
 
-async fn write_content(connection: &mut Connection, mail: &OutgoingMail<'_>) -> Result<(), SendReport> {
-    let mut encoder = ContentEncoder::new(mail.message);
-    let mut piece = Vec::with_capacity(PIECE_BYTES.min(mail.message.len() + mail.message.len() / 32) + 64);
+async fn write_content(
+    connection: &mut Connection,
+    line: &Line,
+    mail: &OutgoingMail,
+    following: &mut Option<Following>,
+) -> Result<(), SendReport> {
+    let mut encoder = ContentEncoder::new(&mail.message);
+    let whole = mail.message.len() + mail.message.len() / 32 + ENVELOPE_BYTES;
+    let mut piece = Vec::with_capacity(whole.min(PIECE_BYTES + ENVELOPE_BYTES));
     loop {
         piece.clear();
         let is_last = encoder.fill(&mut piece, PIECE_BYTES);
@@ -183,10 +342,24 @@ async fn write_content(connection: &mut Connection, mail: &OutgoingMail<'_>) -> 
         if let Some(fault) = connection.out_of_turn() {
             return Err(broken_off(connection, mail, fault).await);
         }
-        if let Err(fault) = connection.write(&piece, u32::from(is_last)).await {
+        let terminated = piece.len();
+        let mut replies = u32::from(is_last);
+        if is_last && let Some(next) = next_to_follow(connection, line) {
+            replies += envelope(connection, &next.mail, &mut piece);
+            connection.mails += 1;
+            *following = Some(Following(next));
+        }
+        if let Err(fault) = connection.write(&piece, replies).await {
+            if is_last && connection.written() >= terminated {
+                // The terminator is out: what the relay has to say about it is all that counts.
+                return Ok(());
+            }
             return Err(broken_off(connection, mail, fault).await);
         }
         if is_last {
+            if following.is_some() {
+                faults::reached(Point::Data);
+            }
             return Ok(());
         }
         faults::reached(Point::Content);
@@ -194,10 +367,10 @@ async fn write_content(connection: &mut Connection, mail: &OutgoingMail<'_>) -> 
 }
 
 /// A relay that does not want the rest of the content may say so before it hangs up; its words are worth more than the fault.
-async fn broken_off(connection: &mut Connection, mail: &OutgoingMail<'_>, fault: LinkFault) -> SendReport {
+async fn broken_off(connection: &mut Connection, mail: &OutgoingMail, fault: LinkFault) -> SendReport {
     match connection.read_last_words().await {
         Some(reply) if reply.code >= 400 => {
-            SendReport::Refused { phase: Phase::Content, reply: reply.to_reply(Some(mail.to)) }
+            SendReport::Refused { phase: Phase::Content, reply: reply.to_reply(Some(&mail.to)) }
         }
         _ => SendReport::Broken { phase: Phase::Content, fault },
     }
@@ -209,7 +382,7 @@ async fn write(connection: &mut Connection, phase: Phase, bytes: &[u8], replies:
 
 async fn step(
     connection: &mut Connection,
-    mail: &OutgoingMail<'_>,
+    mail: &OutgoingMail,
     phase: Phase,
     wanted: &Range<u16>,
 ) -> Result<Reply, SendReport> {
@@ -219,15 +392,15 @@ async fn step(
 
 fn judge(
     connection: &mut Connection,
-    mail: &OutgoingMail<'_>,
+    mail: &OutgoingMail,
     phase: Phase,
-    reply: Result<super::reply::RawReply, LinkFault>,
+    reply: Result<RawReply, LinkFault>,
     wanted: &Range<u16>,
 ) -> Result<Reply, SendReport> {
     match reply {
         Err(fault) => Err(SendReport::Broken { phase, fault }),
-        Ok(reply) if wanted.contains(&reply.code) => Ok(reply.to_reply(Some(mail.to))),
-        Ok(reply) if reply.code >= 400 => Err(SendReport::Refused { phase, reply: reply.to_reply(Some(mail.to)) }),
+        Ok(reply) if wanted.contains(&reply.code) => Ok(reply.to_reply(Some(&mail.to))),
+        Ok(reply) if reply.code >= 400 => Err(SendReport::Refused { phase, reply: reply.to_reply(Some(&mail.to)) }),
         Ok(_) => {
             connection.spoil();
             Err(SendReport::Broken { phase, fault: LinkFault::BadReply })

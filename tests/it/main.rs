@@ -19,6 +19,7 @@ mod smtp_relays;
 mod smtp_throttling_relay;
 
 mod smtp_deferring_relay;
+mod smtp_following;
 
 mod smtp_probing;
 

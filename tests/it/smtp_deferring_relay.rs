@@ -18,7 +18,7 @@ async fn try_once(relays: &Relays, to: &str) -> Result<(), bool> {
     let (from, to) = (EmailAddress::parse("a@example.bj").expect("valid"), EmailAddress::parse(to).expect("valid"));
     let sending = async {
         let place = relays.place(Lane::Standard).await;
-        place.send(&OutgoingMail { from: &from, to: &to, message: b"Subject: x\r\n\r\ny\r\n" }).await.outcome()
+        place.send(OutgoingMail::new(from, to, "Subject: x\r\n\r\ny\r\n")).await.outcome()
     };
     match timeout(Duration::from_secs(30), Box::pin(sending)).await.expect("a place is found") {
         Outcome::Sent { .. } => Ok(()),
@@ -82,8 +82,8 @@ async fn people_who_do_not_exist_show_that_the_relay_works() {
         assert_eq!(try_once(&relays, &person(n)).await, Err(true));
         if n % 4 == 3 {
             let place = relays.place(Lane::Standard).await;
-            let mail = OutgoingMail { from: &nobody, to: &nobody, message: b"\r\n" };
-            assert!(matches!(place.send(&mail).await.outcome(), Outcome::Rejected { .. }));
+            let mail = OutgoingMail::new(nobody.clone(), nobody.clone(), "\r\n");
+            assert!(matches!(place.send(mail).await.outcome(), Outcome::Rejected { .. }));
         }
     }
     assert_eq!(relays.health()[0].state_name(), "up");

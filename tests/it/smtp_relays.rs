@@ -19,7 +19,7 @@ const MESSAGE: &[u8] = b"Subject: x\r\n\r\ny\r\n";
 pub(crate) async fn send_in(relays: Arc<Relays>, lane: Lane) -> SendReport {
     let address = EmailAddress::parse("a@example.bj").expect("valid");
     let place = relays.place(lane).await;
-    Box::pin(place.send(&OutgoingMail { from: &address, to: &address, message: MESSAGE })).await.report
+    place.send(OutgoingMail::new(address.clone(), address, MESSAGE)).await.report
 }
 
 pub(crate) fn all_accepted(reports: &[SendReport]) -> bool {
@@ -40,7 +40,8 @@ async fn a_lane_keeps_to_its_connections_and_leaves_others_theirs() {
     mails.spawn(send_in(Arc::clone(&relays), Lane::Fast));
     relay.wait_until("a third", |log| log.mails.len() == 3).await;
     let health = relays.health().remove(0);
-    assert_eq!((health.in_use.bulk, health.in_use.fast, health.in_use.standard), (2, 1, 0));
+    // Two on the wire and two following; one.
+    assert_eq!((health.in_use.bulk, health.in_use.fast, health.in_use.standard), (4, 1, 0));
     assert_eq!(relay.log().connections_open, 3);
     // What comes free is used at once, and by the next mail only.
     relay.let_through(3);
@@ -50,7 +51,7 @@ async fn a_lane_keeps_to_its_connections_and_leaves_others_theirs() {
     let log = relay.log();
     assert_eq!((log.accepted().count(), log.connections, log.connections_open_max), (21, 3, 3));
     let health = relays.health().remove(0);
-    assert_eq!((health.in_use.bulk, health.idle.bulk, health.idle.fast), (0, 2, 1));
+    assert_eq!((health.in_use.bulk, health.in_use.fast), (0, 0));
 }
 
 #[tokio::test]
@@ -66,7 +67,7 @@ async fn a_relay_may_have_limits_of_its_own() {
     }
     relay.wait_until("three mails on the wire", |log| log.mails.len() == 3).await;
     let health = relays.health().remove(0);
-    assert_eq!((health.in_use.bulk, health.in_use.standard), (1, 2));
+    assert_eq!((health.in_use.bulk, health.in_use.standard), (2, 3));
     relay.release_final_dots();
     assert!(all_accepted(&mails.join_all().await));
     assert_eq!(relay.log().connections_open_max, 3);
@@ -193,7 +194,7 @@ async fn what_lies_idle_for_too_long_is_closed() {
 }
 
 #[tokio::test]
-async fn a_send_that_is_dropped_closes_its_connection() {
+async fn nobody_gets_the_answer_to_a_send_that_was_dropped() {
     let relay = Relay::start().await;
     let mut config = relay.smtp_config();
     config.connections.standard = 1;
@@ -208,7 +209,25 @@ async fn a_send_that_is_dropped_closes_its_connection() {
     // Neither is the place lost, nor does the answer to the mail that was dropped reach this one.
     let report = send(&relays, "next@example.bj", MESSAGE).await;
     assert!(matches!(&report, SendReport::Refused { phase: Phase::FinalDot, .. }), "{report:?}");
-    assert_eq!(relay.log().mails.last().map(|mail| mail.connection), Some(2));
+}
+
+#[tokio::test]
+async fn an_incident_finds_a_warm_connection() {
+    let relay = Relay::start().await;
+    let config = SmtpConfig { idle_max: Duration::from_millis(100), ..relay.smtp_config() };
+    let relays = relays(&config);
+    let warm = Arc::clone(&relays);
+    let keeping = tokio::spawn(async move { warm.keep_warm().await });
+    // It outlives its idle time, and is opened again when the relay closes it.
+    relay.wait_until("signs of life", |log| log.said.iter().filter(|said| said.line == "NOOP").count() >= 2).await;
+    assert_eq!(relay.log().connections, 1);
+    relay.cut_connections();
+    relay.wait_until("it is open again", |log| log.connections == 2 && log.connections_open == 1).await;
+    assert!(all_accepted(&[send_in(Arc::clone(&relays), Lane::Fast).await]));
+    assert_eq!(relay.log().mails[0].connection, 2);
+    timeout(Duration::from_secs(10), relays.close()).await.expect("it says goodbye");
+    timeout(Duration::from_secs(10), keeping).await.expect("it ends").expect("without a panic");
+    relay.wait_until("all are closed", |log| log.connections_open == 0).await;
 }
 
 #[tokio::test]
@@ -217,7 +236,8 @@ async fn places_that_nobody_uses_or_waits_for_any_more_are_free() {
     let mut config = relay.smtp_config();
     config.connections.standard = 1;
     let relays = relays(&config);
-    let held = relays.place(Lane::Standard).await;
+    // One for the wire, one to follow.
+    let held = [relays.place(Lane::Standard).await, relays.place(Lane::Standard).await];
     let mut waiting = Box::pin(relays.place(Lane::Standard));
     assert!(futures_util::poll!(&mut waiting).is_pending());
     drop(waiting);

@@ -26,7 +26,7 @@ pub(crate) async fn send(relays: &Relays, to: &str, message: &[u8]) -> SendRepor
     let to = EmailAddress::parse(to).expect("valid");
     let sending = async {
         let place = relays.place(Lane::Standard).await;
-        place.send(&OutgoingMail { from: &from, to: &to, message }).await.report
+        place.send(OutgoingMail::new(from, to, message.to_vec())).await.report
     };
     tokio::time::timeout(Duration::from_secs(30), Box::pin(sending)).await.expect("the mail is still on its way")
 }

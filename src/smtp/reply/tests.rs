@@ -189,6 +189,7 @@ fn every_row_of_the_outcome_table() {
         (cut(Phase::Content), COUNTED),
         (cut(Phase::FinalDot), "unknown"),
         (SendReport::NotCapable { missing: "no SMTPUTF8".into() }, "rejected"),
+        (SendReport::Withdrawn { why: "it is past expires_at".into() }, "deferred"),
         // Never produced; must not be a success, and after the dot nobody knows.
         (refusal(Phase::FinalDot, "354 go"), "unknown"),
         (refusal(Phase::Rcpt, "250 ok"), COUNTED),
@@ -227,6 +228,7 @@ fn what_a_mails_fate_says_about_the_relay() {
         (cut(Phase::Content), Lesson::PutOff),
         (cut(Phase::FinalDot), Lesson::Nothing),
         (SendReport::NotCapable { missing: "no SMTPUTF8".into() }, Lesson::Nothing),
+        (SendReport::Withdrawn { why: "it is past expires_at".into() }, Lesson::Nothing),
     ] {
         assert_eq!(lesson(&report), want, "{report:?}");
         // Only what burns a try can be the relay's affair instead.

@@ -261,5 +261,6 @@ pub fn smtp_config(relays: Vec<RelayConfig>) -> SmtpConfig {
         connections: PerLane { fast: 2, standard: 2, bulk: 2 },
         mails_per_connection_max: 100,
         idle_max: Duration::from_secs(30),
+        warm_connections_fast: 1,
     }
 }
