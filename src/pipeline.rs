@@ -174,13 +174,14 @@ impl Pipeline {
                 // Its consumer is being cancelled.
                 return self.settle(delivery, Settlement::HandBack.into(), None).await;
             }
-            let suspicion = self.suspicion(&delivery).await;
+            // What is rare is boxed, here and below: a task is as large as its largest path, and every one would be moved.
+            let suspicion = Box::pin(self.suspicion(&delivery)).await;
             // Also what a row explains now: it may have been counted when none did.
             let is_suspect = delivery.envelope.redelivered || delivery.envelope.crashes > 0;
             let carried = self.carry_under(&delivery, suspicion).await;
             let is_counted = is_suspect || carried.is_counted;
             let counted = (is_counted && carried.settlement.is_progress()).then(|| delivery.crash_key());
-            self.settle(delivery, carried, counted).await;
+            Box::pin(self.settle(delivery, carried, counted)).await;
         }
         .instrument(span)
         .await;
@@ -190,19 +191,19 @@ impl Pipeline {
         match suspicion {
             Suspicion::None => {}
             Suspicion::Alone => {
-                if let Err(words) = self.rehearse(delivery).await {
-                    return self.crashed(delivery, words).await.into();
+                if let Err(words) = Box::pin(self.rehearse(delivery)).await {
+                    return Box::pin(self.crashed(delivery, words)).await.into();
                 }
             }
-            Suspicion::Poison(words) => return self.park(delivery, words).await.into(),
+            Suspicion::Poison(words) => return Box::pin(self.park(delivery, words)).await.into(),
         }
         // The stages see a reference, so that a panic in one of them cannot swallow the delivery.
         match AssertUnwindSafe(self.process(delivery)).catch_unwind().await {
             Ok(Carried { settlement: Settlement::Crashed(words), afterwards, is_counted }) => {
-                Carried { settlement: self.crashed(delivery, words).await, afterwards, is_counted }
+                Carried { settlement: Box::pin(self.crashed(delivery, words)).await, afterwards, is_counted }
             }
             Ok(carried) => carried,
-            Err(panic) => self.crashed(delivery, words_of(panic.as_ref())).await.into(),
+            Err(panic) => Box::pin(self.crashed(delivery, words_of(panic.as_ref()))).await.into(),
         }
     }
 
@@ -214,7 +215,7 @@ impl Pipeline {
             went = self.process_with_store(delivery).await;
         }
         if matches!(went, Err(Halt::Away)) && lane == Lane::Fast {
-            went = self.process_without_store(delivery).await;
+            went = Box::pin(self.process_without_store(delivery)).await;
         }
         match went {
             Ok(carried) => carried,
@@ -241,7 +242,7 @@ impl Pipeline {
             }
             if envelope.may_be_known() || self.memory.knows_request(request.id) {
                 // This daemon, or another one, may have sent it without the database.
-                self.catch_up().await?;
+                Box::pin(self.catch_up()).await?;
             }
             // From here on its rows decide.
             self.memory.forget(request.id);
@@ -309,9 +310,11 @@ impl Pipeline {
         published_at: DateTime<Utc>,
         rendering: &Rendering,
     ) -> Result<Carried, Halt> {
-        let earlier = self.earlier_recipients(delivery, request).await?;
+        let earlier = Box::pin(self.earlier_recipients(delivery, request)).await?;
         let message = admit::Message::new(self, delivery, request, published_at, rendering, earlier);
-        self.keep_attachments(&message).await?;
+        if !request.attachments.is_empty() {
+            Box::pin(self.keep_attachments(&message)).await?;
+        }
         let (standings, mut place) = match self.admit_all(&message).await? {
             Ok(admitted) => admitted,
             Err(settlement) => return Ok(settlement.into()),
@@ -328,9 +331,16 @@ impl Pipeline {
         }
         let journeys = standings.into_iter().enumerate().map(|(index, standing)| {
             let place = if Some(index) == first { place.take() } else { None };
-            self.one_recipient(&message, index, standing, place)
+            Box::pin(self.one_recipient(&message, index, standing, place))
         });
-        let fates: Vec<Fate> = stream::iter(journeys.collect::<Vec<_>>()).buffered(RECIPIENTS_AT_ONCE).collect().await;
+        let mut journeys: Vec<_> = journeys.collect();
+        let fates = match (journeys.pop(), journeys.is_empty()) {
+            (Some(only), true) => vec![only.await],
+            (last, _) => {
+                journeys.extend(last);
+                stream::iter(journeys).buffered(RECIPIENTS_AT_ONCE).collect().await
+            }
+        };
         Ok(message.carried(&fates))
     }
 
@@ -342,7 +352,7 @@ impl Pipeline {
         place: Option<crate::smtp::Place>,
     ) -> Fate {
         let (standing, place) = match standing {
-            Standing::Ready => match self.admit_one(message, index, place).await {
+            Standing::Ready => match Box::pin(self.admit_one(message, index, place)).await {
                 Ok(admitted) => admitted,
                 Err(fate) => return fate,
             },

@@ -86,7 +86,7 @@ impl Pipeline {
         let mut is_journaled = false;
         let finish = loop {
             if !message.needs_lease() {
-                if !self.journal_outcome(message, index, &claim, &row).await {
+                if !Box::pin(self.journal_outcome(message, index, &claim, &row)).await {
                     return Fate::Unwritten;
                 }
                 break Finish::Recorded;
@@ -103,7 +103,7 @@ impl Pipeline {
                 Err(error) => {
                     self.store.note_away(&error);
                     if lane == Lane::Fast {
-                        if !self.journal_outcome(message, index, &claim, &row).await {
+                        if !Box::pin(self.journal_outcome(message, index, &claim, &row)).await {
                             return Fate::Unwritten;
                         }
                         is_journaled = true;
@@ -155,7 +155,7 @@ impl Pipeline {
             let ended_at = Utc::now();
             // Not for long: the row says `sending`, and what is put off can be looked at afresh.
             let another = self.another_place(message, &relay, sent.again, &mut stale, &mut refused_by);
-            match tokio::time::timeout(ANOTHER_PLACE_WAIT, another).await {
+            match tokio::time::timeout(ANOTHER_PLACE_WAIT, Box::pin(another)).await {
                 Ok(Some(other)) => {
                     tracing::info!(
                         relay,
@@ -315,7 +315,8 @@ impl Pipeline {
                 if deadline.is_some_and(|deadline| waited > deadline) {
                     self.metrics.deadline_missed(lane, template);
                 }
-                tracing::info!(outcome, smtp.code = reply_code, latency_ms, relay = tried.relay, "sent");
+                // The timeline tells it to operators, at a price that a line of the log for each mail would double.
+                tracing::debug!(outcome, smtp.code = reply_code, latency_ms, relay = tried.relay, "sent");
             }
             Verdict::Retry { due_in, .. } | Verdict::Unknown { due_in } => {
                 let due_in_s = due_in.as_secs_f64();

@@ -306,13 +306,14 @@ impl Pipeline {
         key: &[u8; 32],
         sending: impl Future<Output = T>,
     ) -> T {
+        // Once, for both ways: moved to the second it would take up its room twice.
+        tokio::pin!(sending);
         if crashes >= ALONE_FROM
             && self.store.is_up()
             && let Some(mut wire) = self.quarantine.alone().await
         {
             let mark = self.mark_alone(lane, key).await;
             tracing::warn!(crashes, "a mail whose workers died is sent alone");
-            tokio::pin!(sending);
             let undisturbed = tokio::select! {
                 biased;
                 sent = &mut sending => Some(sent),

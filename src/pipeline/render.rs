@@ -125,7 +125,7 @@ impl Pipeline {
         let key = &request.template_key;
         let fixed = if envelope.may_be_known() {
             // Its words are kept, but who always gets it, and its tries, are the template's to say: the same as then.
-            self.patiently(|| self.store.fixed_version(envelope.lane, request.id)).await?
+            Box::pin(self.patiently(|| self.store.fixed_version(envelope.lane, request.id))).await?
         } else {
             None
         };
@@ -134,13 +134,13 @@ impl Pipeline {
                 if let Some(known) = self.catalogue.version(key, version) {
                     return Ok(Some(known));
                 }
-                self.patiently(|| self.store.template_version(key, version)).await?
+                Box::pin(self.patiently(|| self.store.template_version(key, version))).await?
             }
             None => {
                 if let Some(active) = self.catalogue.active(key) {
                     return Ok(Some(active));
                 }
-                let all = self.patiently(|| self.store.active_templates()).await?;
+                let all = Box::pin(self.patiently(|| self.store.active_templates())).await?;
                 all.into_iter().find(|t| t.key == *key)
             }
         };

@@ -351,7 +351,7 @@ impl Pipeline {
                 self.metrics.settled(lane, "handed_back");
                 // What has ended is told at once; its copy or letter is still owed, and the entry says so.
                 for entry in &afterwards {
-                    self.publish_patiently(lane, &journal::outgoing(entry, &[])).await;
+                    Box::pin(self.publish_patiently(lane, &journal::outgoing(entry, &[]))).await;
                 }
                 if let Err(error) = delivery.requeue().await {
                     tracing::debug!(%error, "could not hand the message back");
@@ -361,11 +361,11 @@ impl Pipeline {
             Settlement::Reroute(target) => {
                 self.metrics.settled(lane, "rerouted");
                 let outgoing = self.copy(&delivery, topology::lane_queue(*target), &[]);
-                self.publish_patiently(lane, &outgoing).await
+                Box::pin(self.publish_patiently(lane, &outgoing)).await
             }
             Settlement::Delayed(delay) => {
                 self.metrics.settled(lane, "delayed");
-                self.delay(&delivery, delay).await
+                Box::pin(self.delay(&delivery, delay)).await
             }
             // The last of its kind is decided where the message is known.
             Settlement::AfterCrash { .. } | Settlement::Crashed(_) => {
@@ -383,7 +383,7 @@ impl Pipeline {
                 self.metrics.settled(lane, "dead_lettered");
                 self.metrics.dead(lane, letter.reason.name());
                 tracing::warn!(reason = letter.reason.name(), "dead-lettered");
-                self.bury(&delivery, letter).await
+                Box::pin(self.bury(&delivery, letter)).await
             }
         };
         for entry in &afterwards {

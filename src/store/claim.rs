@@ -224,7 +224,7 @@ impl Store {
             return Ok(admission);
         }
         loop {
-            match within(limit_of(request.facts.lane), self.readmit_once(request)).await {
+            match within(limit_of(request.facts.lane), Box::pin(self.readmit_once(request))).await {
                 Ok(Some(admission)) => return Ok(admission),
                 Ok(None) => {
                     // Known when we inserted and gone now, or a copy of a request that retention has deleted.
