@@ -14,8 +14,17 @@ pub mod topology;
 /// One delivery, settled once and by value.
 pub mod delivery;
 
+/// Acknowledgements, gathered.
+mod acks;
+
 /// A lane's consumer: subscribes, and subscribes again.
 pub mod consumer;
+
+/// How many deliveries a consumer may hold.
+mod window;
+
+/// What it holds.
+mod held;
 
 /// Sees that a consumer is gone although nobody has said so.
 mod watchdog;

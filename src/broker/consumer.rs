@@ -3,12 +3,11 @@
 //! A stream that ends, an error on it, a channel that is gone, and a broker that no longer knows our consumer all mean the
 //! same: what we hold is no longer ours, and it is time to subscribe again.
 //! Invariant: a paused consumer is cancelled and holds nothing but what is being finished.
+//! Invariant: what is being worked on is bounded in bytes ([`super::window`]); a consumer that must hold more or less than it
+//! subscribed for does so anew, over the same channel, and finishes what it has begun.
 
 use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,9 +22,18 @@ use tokio::{
     time::timeout,
 };
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
-use super::{BrokerError, Delivery, Link, Topology, watchdog};
+use super::{
+    BrokerError, Delivery, Link, Topology,
+    acks::Acks,
+    held::{Held, Pulse},
+    watchdog,
+    window::Window,
+};
 use crate::email::Lane;
 
 /// Longest pause before subscribing again.
@@ -59,7 +67,7 @@ pub struct Subscription {
     pub queue: String,
     /// The lane that deliveries are said to come from.
     pub lane: Lane,
-    /// Deliveries held unacknowledged at most.
+    /// Deliveries that a subscription holds unacknowledged at most; fewer while they are large.
     pub prefetch: u16,
     /// Whether it shall be consumed.
     pub pause: Pause,
@@ -73,19 +81,29 @@ pub struct Consumers {
     established: Mutex<Weak<Connection>>,
 }
 
-/// What a consumer's deliveries have come to, for the watchdog.
-#[derive(Debug, Default)]
-pub(super) struct Pulse {
-    /// Deliveries so far.
-    pub(super) taken: AtomicU64,
-    /// Those being worked on.
-    pub(super) at_work: AtomicUsize,
+/// A channel to consume over, and everything that lives and dies with it.
+struct Line {
+    channel: Channel,
+    acks: Acks,
+    /// Cancelled when what was taken over it is not ours any more.
+    gone: CancellationToken,
+    _gone: DropGuard,
+}
+
+/// What all subscriptions of one consumer have in common.
+struct Work<'a, F> {
+    handle: &'a F,
+    stop: &'a CancellationToken,
+    tasks: TaskTracker,
+    held: Arc<Held>,
 }
 
 /// How a subscription ended.
 enum End {
     Stopped,
     Paused,
+    /// It is to go on with another window.
+    Resized,
     Lost(String),
 }
 
@@ -98,7 +116,7 @@ impl Consumers {
 
     /// Consumes until `stop`, then hands back what was not started, waits for what was, and returns.
     ///
-    /// Every delivery runs in a task of its own; there are never more than `prefetch` of them.
+    /// Every delivery runs in a task of its own.
     pub async fn run<F, Fut>(
         self: Arc<Self>,
         mut subscription: Subscription,
@@ -109,11 +127,12 @@ impl Consumers {
         F: Fn(Delivery) -> Fut + Send + Sync,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let tasks = TaskTracker::new();
+        let work = Work { handle: &handle, stop: &stop, tasks: TaskTracker::new(), held: Arc::default() };
         let fresh_pauses = || ExponentialBackoff::from_millis(2).factor(50).max_delay(PAUSE_MAX).map(jitter);
         let mut pauses = fresh_pauses();
-        // The last channel is kept until its tasks have settled: dropping it would close it under them.
-        let mut channel: Option<Channel> = None;
+        let mut window = Window::new(subscription.prefetch);
+        // The last line is kept until its tasks have settled: dropping it would close the channel under them.
+        let mut line: Option<Line> = None;
         while !stop.is_cancelled() {
             let paused = subscription.pause.borrow_and_update().clone();
             if let Some(why) = paused {
@@ -128,55 +147,58 @@ impl Consumers {
             }
             let subscribed = tokio::select! {
                 () = stop.cancelled() => break,
-                subscribed = timeout(ANSWER_MAX, self.subscribe(&subscription, channel.take())) => subscribed
+                subscribed = timeout(ANSWER_MAX, self.subscribe(&subscription, window.now(), line.take())) => subscribed
                     .unwrap_or(Err(BrokerError::TimedOut { limit: ANSWER_MAX, doing: "subscribing" })),
             };
             let end = match subscribed {
                 Ok((fresh, consumer)) => {
                     state.send_replace(ConsumerState::Consuming);
-                    tracing::info!(queue = subscription.queue, prefetch = subscription.prefetch, "consuming");
+                    tracing::info!(queue = subscription.queue, prefetch = window.now(), "consuming");
                     pauses = fresh_pauses();
-                    let end = self.pump(&fresh, consumer, &subscription, &stop, &tasks, &handle).await;
-                    channel = Some(fresh);
-                    end
+                    let fresh = line.insert(fresh);
+                    self.pump(fresh, consumer, &subscription, &mut window, &work).await
                 }
                 Err(error) => End::Lost(error.to_string()),
             };
             let why = match end {
                 End::Stopped => break,
-                End::Paused => continue,
+                End::Paused | End::Resized => continue,
                 End::Lost(why) => why,
             };
             tracing::warn!(queue = subscription.queue, error = why, "lost the consumer");
             state.send_replace(ConsumerState::Lost(why));
+            if let Some(line) = &line {
+                line.gone.cancel();
+            }
             let pause = pauses.next().unwrap_or(PAUSE_MAX);
             tokio::select! { () = stop.cancelled() => break, () = tokio::time::sleep(pause) => {} }
             // What was taken over it is not ours any more.
-            channel = None;
+            line = None;
         }
         state.send_replace(ConsumerState::Stopped);
-        tasks.close();
-        tasks.wait().await;
-        drop(channel);
+        work.tasks.close();
+        work.tasks.wait().await;
+        drop(line);
     }
 
-    /// `kept`: the channel of a subscription that was paused, over which deliveries may still be settled.
+    /// `kept`: the line of a subscription that was paused or resized, over which deliveries may still be settled.
     async fn subscribe(
         &self,
         subscription: &Subscription,
-        kept: Option<Channel>,
-    ) -> Result<(Channel, Consumer), BrokerError> {
-        if let Some(channel) = kept.filter(|channel| channel.status().connected())
-            && let Ok(consumer) = consume(&channel, &subscription.queue).await
+        window: u16,
+        kept: Option<Line>,
+    ) -> Result<(Line, Consumer), BrokerError> {
+        if let Some(line) = kept.filter(|line| line.channel.status().connected())
+            && let Ok(consumer) = consume(&line, &subscription.queue, window).await
         {
-            return Ok((channel, consumer));
+            return Ok((line, consumer));
         }
         let connection = self.link.get().await;
-        match self.subscribe_on(&connection, subscription).await {
+        match self.subscribe_on(&connection, subscription, window).await {
             // The queue was deleted since: declare it again and try once more.
             Err(error) if error.is_missing_object() => {
                 self.topology.restore_queue(&connection, &subscription.queue).await?;
-                self.subscribe_on(&connection, subscription).await
+                self.subscribe_on(&connection, subscription, window).await
             }
             other => other,
         }
@@ -186,13 +208,14 @@ impl Consumers {
         &self,
         connection: &Arc<Connection>,
         subscription: &Subscription,
-    ) -> Result<(Channel, Consumer), BrokerError> {
+        window: u16,
+    ) -> Result<(Line, Consumer), BrokerError> {
         self.establish(connection).await?;
+        let gone = CancellationToken::new();
         let channel = connection.create_channel().await?;
-        // Without a prefetch the broker sends everything it has, into our memory.
-        channel.basic_qos(subscription.prefetch.max(1), BasicQosOptions::default()).await?;
-        let consumer = consume(&channel, &subscription.queue).await?;
-        Ok((channel, consumer))
+        let line = Line { channel, acks: Acks::start(), gone: gone.clone(), _gone: gone.drop_guard() };
+        let consumer = consume(&line, &subscription.queue, window).await?;
+        Ok((line, consumer))
     }
 
     async fn establish(&self, connection: &Arc<Connection>) -> Result<(), BrokerError> {
@@ -205,81 +228,138 @@ impl Consumers {
         Ok(())
     }
 
-    /// Takes deliveries until the stream ends, the watchdog barks, somebody pauses it, or `stop`.
+    /// Takes deliveries until the stream ends, the watchdog barks, somebody pauses it, the window is to change, or `stop`.
     async fn pump<F, Fut>(
         &self,
-        channel: &Channel,
+        line: &Line,
         mut consumer: Consumer,
         subscription: &Subscription,
-        stop: &CancellationToken,
-        tasks: &TaskTracker,
-        handle: &F,
+        window: &mut Window,
+        work: &Work<'_, F>,
     ) -> End
     where
         F: Fn(Delivery) -> Fut + Send + Sync,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let lane = subscription.lane;
-        let gone = CancellationToken::new();
-        let lost = gone.clone().drop_guard();
         let pulse = Arc::new(Pulse::default());
         let mut pause = subscription.pause.clone();
-        let watching = watchdog::watch(&self.link, channel, &subscription.queue, &pulse);
+        let watching = watchdog::watch(&self.link, &line.channel, &subscription.queue, &pulse);
         tokio::pin!(watching);
-        let end = loop {
+        let (end, in_hand) = loop {
             let next = tokio::select! {
                 biased;
-                () = stop.cancelled() => break End::Stopped,
-                _ = pause.wait_for(Option::is_some) => break End::Paused,
+                () = work.stop.cancelled() => break (End::Stopped, None),
+                _ = pause.wait_for(Option::is_some) => break (End::Paused, None),
                 why = &mut watching => return End::Lost(why),
                 next = consumer.next() => next,
             };
-            match next {
-                Some(Ok(delivery)) => {
-                    pulse.taken.fetch_add(1, Ordering::Relaxed);
-                    pulse.at_work.fetch_add(1, Ordering::Relaxed);
-                    let work = handle(Delivery::new(lane, delivery, gone.clone()));
-                    let at_work = AtWork(Arc::clone(&pulse));
-                    tasks.spawn(async move {
-                        let _at_work = at_work;
-                        work.await;
-                    });
-                }
+            let delivery = match next {
+                Some(Ok(delivery)) => line.delivery(subscription.lane, delivery),
                 Some(Err(error)) => return End::Lost(error.to_string()),
                 None => return End::Lost("the broker cancelled the consumer (was its queue deleted?)".to_owned()),
+            };
+            pulse.taken.fetch_add(1, Ordering::Relaxed);
+            if window.observe(delivery.body.len()) {
+                break (End::Resized, Some(delivery));
+            }
+            tokio::select! {
+                biased;
+                () = work.stop.cancelled() => break (End::Stopped, Some(delivery)),
+                _ = pause.wait_for(Option::is_some) => break (End::Paused, Some(delivery)),
+                why = &mut watching => return End::Lost(why),
+                () = work.held.room(delivery.body.len()) => work.begin(&pulse, delivery),
             }
         };
         // An orderly end: what has begun goes on, and its acknowledgement still counts.
-        let gone = lost.disarm();
-        let cancelling = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-        match timeout(ANSWER_MAX, cancelling).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "could not cancel the consumer; the broker hands its messages to others");
-                return end;
+        let is_resized = matches!(end, End::Resized);
+        // Nothing is begun that the daemon may not finish, or has no room for.
+        let unbegun = |delivery: Delivery| {
+            if !is_resized || work.stop.is_cancelled() || !work.held.has_room(delivery.body.len()) {
+                return Some(delivery);
             }
-            Err(_) => return end,
-        }
-        // What the broker had sent already and nobody has started: back to the queue at once, in its old place.
-        while let Some(Ok(delivery)) = consumer.next().await {
-            if let Err(error) = Delivery::new(lane, delivery, gone.clone()).requeue().await {
-                tracing::debug!(%error, "could not hand a message back; the broker does so itself");
+            work.begin(&pulse, delivery);
+            None
+        };
+        hand_back(in_hand.and_then(unbegun)).await;
+        match line.cancel(consumer, subscription.lane, unbegun).await {
+            Ok(()) => end,
+            Err(why) if is_resized => End::Lost(why),
+            Err(why) => {
+                tracing::debug!(why, "could not cancel the consumer; the broker hands its messages to others");
+                end
             }
         }
-        end
     }
 }
 
-/// One delivery being worked on.
-struct AtWork(Arc<Pulse>);
+impl Line {
+    fn delivery(&self, lane: Lane, delivery: lapin::message::Delivery) -> Delivery {
+        Delivery::new(lane, delivery, self.gone.clone(), self.acks.clone())
+    }
 
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        self.0.at_work.fetch_sub(1, Ordering::Relaxed);
+    /// Cancels a consumer. What the broker had sent already comes before its answer, which may be a whole window of large
+    /// messages: each is begun or handed back as it comes, not after all have piled up.
+    async fn cancel(
+        &self,
+        mut consumer: Consumer,
+        lane: Lane,
+        unbegun: impl Fn(Delivery) -> Option<Delivery>,
+    ) -> Result<(), String> {
+        let cancelling = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        tokio::pin!(cancelling);
+        let mut is_answered = false;
+        loop {
+            let step = async {
+                tokio::select! {
+                    answer = &mut cancelling, if !is_answered => Err(answer),
+                    next = consumer.next() => Ok(next),
+                }
+            };
+            match timeout(ANSWER_MAX, step).await {
+                Ok(Ok(Some(Ok(delivery)))) => hand_back(unbegun(self.delivery(lane, delivery))).await,
+                Ok(Ok(Some(Err(error)))) => return Err(error.to_string()),
+                Ok(Ok(None)) if is_answered => return Ok(()),
+                Ok(Ok(None)) => match timeout(ANSWER_MAX, &mut cancelling).await {
+                    Ok(answer) => return answer.map_err(|error| error.to_string()),
+                    Err(_) => break,
+                },
+                Ok(Err(Ok(()))) => is_answered = true,
+                Ok(Err(Err(error))) => return Err(error.to_string()),
+                Err(_) => break,
+            }
+        }
+        Err(format!("the broker did not cancel the consumer within {} s", ANSWER_MAX.as_secs()))
     }
 }
 
-async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
-    // The broker makes up a tag.
-    Ok(channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default()).await?)
+impl<F, Fut> Work<'_, F>
+where
+    F: Fn(Delivery) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    fn begin(&self, pulse: &Arc<Pulse>, delivery: Delivery) {
+        let at_work = self.held.begin(pulse, delivery.body.len());
+        let work = (self.handle)(delivery);
+        self.tasks.spawn(async move {
+            let _at_work = at_work;
+            work.await;
+        });
+    }
+}
+
+/// What nobody has begun: back to the queue at once, in its old place.
+async fn hand_back(delivery: Option<Delivery>) {
+    if let Some(delivery) = delivery
+        && let Err(error) = delivery.requeue().await
+    {
+        tracing::debug!(%error, "could not hand a message back; the broker does so itself");
+    }
+}
+
+/// The broker makes up a tag. Without a prefetch it sends everything it has, into our memory.
+async fn consume(line: &Line, queue: &str, window: u16) -> Result<Consumer, BrokerError> {
+    line.acks.set_window(window);
+    line.channel.basic_qos(window, BasicQosOptions::default()).await?;
+    let options = BasicConsumeOptions::default();
+    Ok(line.channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await?)
 }

@@ -8,12 +8,13 @@ use bytes::Bytes;
 use chrono::{DateTime, TimeZone, Utc};
 use lapin::{
     Acker, BasicProperties,
-    options::{BasicAckOptions, BasicNackOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    options::BasicNackOptions,
+    types::{AMQPValue, DeliveryTag, FieldTable, ShortString},
 };
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use super::acks::Acks;
 use crate::email::{Envelope, Lane};
 
 /// Publish time in milliseconds; kept through retries.
@@ -42,7 +43,7 @@ const BROKER_HEADERS: [&str; 6] = ["x-death", "x-delivery-count", "x-acquired-co
 const BROKER_HEADER_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
 
 /// Settling did not reach the broker: the delivery is not ours any more and comes back to somebody.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SettleError {
     /// The channel is gone.
     #[error("the channel is gone; the broker will deliver the message again")]
@@ -65,6 +66,8 @@ pub struct Delivery {
     /// not begun should not begin.
     pub gone: CancellationToken,
     acker: Acker,
+    tag: DeliveryTag,
+    acks: Acks,
 }
 
 /// Properties, headers and addressing of a message as it came.
@@ -80,14 +83,22 @@ pub struct Original {
 
 impl Delivery {
     /// Takes what lapin hands over.
-    pub(super) fn new(lane: Lane, delivery: lapin::message::Delivery, gone: CancellationToken) -> Self {
+    pub(super) fn new(lane: Lane, delivery: lapin::message::Delivery, gone: CancellationToken, acks: Acks) -> Self {
         let original = Original {
             exchange: delivery.exchange.to_string(),
             routing_key: delivery.routing_key.to_string(),
             properties: delivery.properties,
         };
         let envelope = original.envelope(lane, delivery.redelivered);
-        Self { envelope, body: Bytes::from(delivery.data), original, gone, acker: delivery.acker }
+        Self {
+            envelope,
+            body: Bytes::from(delivery.data),
+            original,
+            gone,
+            acker: delivery.acker,
+            tag: delivery.delivery_tag,
+            acks,
+        }
     }
 
     /// What this message's crashes are counted under: known before a byte of it is decoded, the same at every delivery.
@@ -99,16 +110,15 @@ impl Delivery {
         }
     }
 
-    /// Tells the broker that the message is dealt with.
+    /// Tells the broker that the message is dealt with; returns when that was written, together with others.
     ///
     /// # Errors
     /// When the broker was not told: the message comes back, and the store must recognise it.
     pub async fn ack(self) -> Result<(), SettleError> {
-        // `Ok(false)` is lapin's way to say that the channel died and nothing was sent.
-        match self.acker.ack(BasicAckOptions::default()).await? {
-            true => Ok(()),
-            false => Err(SettleError::ChannelGone),
-        }
+        let Self { acker, tag, acks, body, .. } = self;
+        // Nobody needs it any more, and it may be large.
+        drop(body);
+        acks.ack(tag, acker).await
     }
 
     /// Hands the message back to its queue, for another daemon or for later.
@@ -117,8 +127,12 @@ impl Delivery {
     /// When the broker was not told; the message comes back all the same.
     pub async fn requeue(self) -> Result<(), SettleError> {
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        // `Ok(false)` is lapin's way to say that the channel died and nothing was sent.
         match self.acker.nack(options).await? {
-            true => Ok(()),
+            true => {
+                self.acks.handed_back(self.tag);
+                Ok(())
+            }
             false => Err(SettleError::ChannelGone),
         }
     }

@@ -7,7 +7,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use lapin::{Channel, Connection};
 
-use super::{BrokerError, Link, consumer::Pulse, drawer};
+use super::{BrokerError, Link, drawer, held::Pulse};
 
 /// How often the broker is asked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -53,6 +53,8 @@ mod broker_incident_without_database;
 
 mod broker_lost_lease;
 
+mod broker_large_messages;
+
 mod broker_lost_consumer;
 
 mod broker_poison;

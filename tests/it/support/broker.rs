@@ -126,6 +126,13 @@ impl Broker {
         Some(Depth { ready: found.message_count(), consumers: found.consumer_count() })
     }
 
+    /// What each consumer of a queue may hold unacknowledged.
+    pub async fn prefetches(&self, queue: &str) -> Vec<u64> {
+        let listed = self.get(&format!("consumers/{}", self.vhost)).await;
+        let of_queue = listed.as_array().into_iter().flatten().filter(|consumer| consumer["queue"]["name"] == queue);
+        of_queue.filter_map(|consumer| consumer["prefetch_count"].as_u64()).collect()
+    }
+
     /// The names of all queues.
     pub async fn queues(&self) -> Vec<String> {
         let listed = self.get(&format!("queues/{}?columns=name", self.vhost)).await;
