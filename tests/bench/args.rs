@@ -19,7 +19,7 @@ Examples:
   ./deploy/dev bench --only small --set SMTP_MAILS_PER_CONNECTION=10000
   DEV_RABBITMQ=4 ./deploy/dev bench                    every row on RabbitMQ 4.0
 
-Prints the tables and writes bench.json, bench.md and bench.svg into bench/ in cargo's target folder. What else
+Prints the tables and writes bench.json, bench.md and bench.svg into bench/ in cargo's target folder. What else \
 runs on the machine slows all senders down, not equally; how much of the machine it took is printed."
 )]
 pub(crate) struct Args {
@@ -48,6 +48,10 @@ pub(crate) struct Args {
     /// Mails queued in the other lanes while incidents are timed.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(100..))]
     pub(crate) queued: u64,
+    /// Requests of 10 MB queued in each lane; more than the largest prefetch, beyond which they wait in the broker. By
+    /// default 70, and 500 with --full.
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) large: Option<u64>,
     /// Rows in the audit before the growth row begins; a database filled once is used again.
     #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     pub(crate) audit_rows: u64,

@@ -23,9 +23,8 @@ use super::{
 
 /// Between two incidents.
 const EVERY: Duration = Duration::from_millis(50);
-/// Incidents of a run; with `--full` more.
-const INCIDENTS: u64 = 400;
-const INCIDENTS_FULL: u64 = 2_400;
+/// Incidents of a run.
+const INCIDENTS: u64 = 300;
 /// Before the first incident, so that connections are open and caches warm.
 const WARM_UP: Duration = Duration::from_secs(2);
 /// How long the last incident may take.
@@ -43,7 +42,6 @@ struct Place {
 
 /// All figures of the runs, idle and under the flood in turn.
 pub(crate) async fn measure(stage: Stage<'_>) -> anyhow::Result<Vec<Figure>> {
-    let incidents = if stage.args.full { INCIDENTS_FULL } else { INCIDENTS };
     let idle_place = Place::make(stage).await?;
     let full_place = Place::make(stage).await?;
     let queued = stage.args.queued;
@@ -56,13 +54,13 @@ pub(crate) async fn measure(stage: Stage<'_>) -> anyhow::Result<Vec<Figure>> {
     let mut peak = Figure::new("memory-peak", format!("memory (RSS), 2 kB mails, {queued} queued: peak"), "MiB", 1);
     let mut growth = Figure::new("memory-growth", "  last third of the run ÷ first third, medians of samples", "", 3);
     for number in 1..=stage.args.runs {
-        let (latencies, ..) = idle_place.run(stage, incidents).await?;
+        let (latencies, ..) = idle_place.run(stage).await?;
         idle.add(stats::percentile(latencies.iter().copied(), 0.99));
         idle_half.add(stats::median(latencies));
         eprintln!("run {number}: P0 idle, 99th percentile {} ms", idle.last_words());
 
         full_place.fill(queued).await?;
-        let (latencies, rate, memory) = full_place.run(stage, incidents).await?;
+        let (latencies, rate, memory) = full_place.run(stage).await?;
         ensure!(
             full_place.producer.waiting(Lane::Standard).await? > 0,
             "the standard lane ran empty while incidents were timed: use a larger --queued"
@@ -82,7 +80,7 @@ pub(crate) async fn measure(stage: Stage<'_>) -> anyhow::Result<Vec<Figure>> {
     full_place.close().await;
     stage.services.remove_sites().await?;
     for figure in [&mut idle, &mut flood] {
-        figure.note = Some(format!("{incidents} incidents a run, one each {} ms", EVERY.as_millis()));
+        figure.note = Some(format!("{INCIDENTS} incidents a run, one each {} ms", EVERY.as_millis()));
     }
     Ok(vec![idle_half, idle, flood_half, flood, flood_rate, peak, growth])
 }
@@ -98,25 +96,27 @@ impl Place {
         Ok(Self { settings, _route: route, producer, database })
     }
 
-    /// Queues as many as are missing, half in each of the other lanes.
+    /// Queues as many as are missing, three quarters of them in the standard lane, which has more connections.
     async fn fill(&self, queued: u64) -> anyhow::Result<()> {
-        for (lane, priority) in [(Lane::Standard, Priority::P2), (Lane::Bulk, Priority::P3)] {
-            let missing = (queued / 2).saturating_sub(self.producer.waiting(lane).await?);
+        let bulk = queued / 4;
+        for (lane, priority, part) in [(Lane::Standard, Priority::P2, queued - bulk), (Lane::Bulk, Priority::P3, bulk)]
+        {
+            let missing = part.saturating_sub(self.producer.waiting(lane).await?);
             self.producer.publish(Content::Notice, priority, missing).await?;
         }
         Ok(())
     }
 
     /// A daemon works on what is queued while incidents come; their latencies in ms, the rate of the others, and memory.
-    async fn run(&self, stage: Stage<'_>, incidents: u64) -> anyhow::Result<(Vec<f64>, f64, Memory)> {
+    async fn run(&self, stage: Stage<'_>) -> anyhow::Result<(Vec<f64>, f64, Memory)> {
         let mut daemon = Daemon::start(&self.settings, stage.scratch, 1)?;
-        let measured = self.time_incidents(&mut daemon, incidents).await;
+        let measured = self.time_incidents(&mut daemon).await;
         let measured = measured.with_context(|| daemon.last_words())?;
         daemon.end().await?;
         Ok(measured)
     }
 
-    async fn time_incidents(&self, daemon: &mut Daemon, incidents: u64) -> anyhow::Result<(Vec<f64>, f64, Memory)> {
+    async fn time_incidents(&self, daemon: &mut Daemon) -> anyhow::Result<(Vec<f64>, f64, Memory)> {
         // The first opens the connection and shows that the daemon is up.
         let begun = Utc::now();
         self.producer.publish(Content::Notice, Priority::P0, 1).await?;
@@ -125,9 +125,9 @@ impl Place {
 
         let memory = Memory::watch(daemon.pid());
         let (begun, clock) = (Utc::now(), Instant::now());
-        self.producer.publish_steadily(Priority::P0, incidents, EVERY).await?;
+        self.producer.publish_steadily(Priority::P0, INCIDENTS, EVERY).await?;
         let (ended, wall) = (Utc::now(), clock.elapsed());
-        let latencies = self.until_sent(daemon, begun, incidents).await?;
+        let latencies = self.until_sent(daemon, begun, INCIDENTS).await?;
         let memory = memory.finish(daemon.pid()).await?;
         let others: i64 = sqlx::query_scalar(
             "select count(*) from email_messages m join email_requests r on r.id = m.request_id

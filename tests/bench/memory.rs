@@ -23,11 +23,11 @@ use super::{
 const PAUSE: Duration = Duration::from_millis(50);
 /// As large as an attachment may be by default, in megabytes of ten to the sixth.
 const DOCUMENT: Content = Content::Document(10_000_000);
-/// Requests in each lane; with `--full` more.
-const A_LANE: u64 = 20;
+/// Requests in each lane: a few more than a lane holds unacknowledged by default; with `--full` more.
+const A_LANE: u64 = 70;
 const A_LANE_FULL: u64 = 500;
-/// What is queued beyond this need not be carried: memory has been what it is for long.
-const LARGE_LIMIT: Duration = Duration::from_secs(60);
+/// Later nothing comes that was not there before, so that what is still queued then need not be carried.
+const LARGE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Samples of a daemon's memory, in MiB.
 pub(crate) struct Memory {
@@ -81,7 +81,7 @@ impl Watch {
 
 /// A cold start with attachments of 10 MB in every lane; prefetch and connections are the daemon's defaults.
 pub(crate) async fn measure_large(stage: Stage<'_>) -> anyhow::Result<Vec<Figure>> {
-    let a_lane = if stage.args.full { A_LANE_FULL } else { A_LANE };
+    let a_lane = stage.args.large.unwrap_or(if stage.args.full { A_LANE_FULL } else { A_LANE });
     let title = format!("memory (RSS), {a_lane} requests of 10 MB queued in each lane, cold start: peak");
     let mut peak = Figure::new("memory-large-peak", title, "MiB", 1);
     let mut carried = Figure::new("memory-large-carried", "  of them carried until it was read", "mails", 0);

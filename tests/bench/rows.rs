@@ -112,8 +112,8 @@ pub(crate) fn contests(args: &Args, services: &Services, filled: Option<String>)
         small(args, services, filled, &mut absent),
         one_connection(args),
         distant(args),
-        large(args, Name::Pdf, "source-pdf", "a PDF of 50 kB", PDF, 5),
-        large(args, Name::Attachment, "source-attachment", "an attachment of 1 MB", LARGE, 50),
+        large(args, Name::Pdf, "source-pdf", "PDF of 50 kB", PDF, 5),
+        large(args, Name::Attachment, "source-attachment", "attachment of 1 MB", LARGE, 50),
     ];
     (contests.into_iter().filter(|contest| !contest.is_empty()).collect(), absent)
 }
@@ -220,7 +220,7 @@ fn large(args: &Args, row: Name, key: &'static str, title: &str, content: Conten
     let mails = (args.mails / part).max(20);
     let own = if row == Name::Pdf { "pdf" } else { "attachment" };
     vec![
-        source(args, key, ", as large", content, args.connections, mails),
+        source(args, key, &format!(", as large as {title}"), content, args.connections, mails),
         Spec {
             key: own,
             title: title.to_owned(),
@@ -235,7 +235,7 @@ pub(crate) fn with_spaces(number: u64) -> String {
     let digits = number.to_string();
     let mut spaced = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             spaced.push(' ');
         }
         spaced.push(digit);

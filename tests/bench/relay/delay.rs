@@ -1,7 +1,8 @@
 //! A line to the sink that is as long as one wishes: every byte arrives a fixed time after it was sent, as many at once as
 //! one likes.
 //!
-//! Invariant: bandwidth is not limited, and the bytes of one direction never overtake each other.
+//! Invariant: bandwidth is not limited, and the bytes of one direction never overtake each other. What passing the bytes on
+//! takes by itself is part of the delay: it is measured first, and taken off.
 
 use std::{
     io,
@@ -43,6 +44,12 @@ pub(crate) struct DelayLine {
 
 impl DelayLine {
     pub(crate) async fn start(sink: u16, one_way: Duration) -> anyhow::Result<Self> {
+        let untrimmed = Self::with(sink, one_way).await?;
+        let excess = round_trip(untrimmed.port).await?.saturating_sub(one_way * 2);
+        Self::with(sink, one_way.saturating_sub(excess / 2)).await
+    }
+
+    async fn with(sink: u16, one_way: Duration) -> anyhow::Result<Self> {
         let (listener, port) = super::listen().await?;
         let (parcels, under_way) = mpsc::channel();
         // The delay is the same for all, so that what was sent first is due first: one thread serves every connection.

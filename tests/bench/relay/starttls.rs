@@ -114,7 +114,7 @@ async fn reply(server: &mut BufReader<TcpStream>) -> io::Result<String> {
         if server.read_line(&mut whole).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if whole[begun..].as_bytes().get(3) != Some(&b'-') {
+        if whole.as_bytes()[begun..].get(3) != Some(&b'-') {
             return Ok(whole);
         }
     }
