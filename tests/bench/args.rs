@@ -25,7 +25,7 @@ runs on the machine slows all senders down, not equally; how much of the machine
 pub(crate) struct Args {
     /// Mails of 2 kB that a daemon carries in each run, all queued before it starts; rows that are slower by nature carry
     /// a fixed part of it.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(20..))]
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(20..))]
     pub(crate) mails: u64,
     /// Runs of each row, in turn with its yardstick; the tables show medians.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// Also what takes long: 500 requests of 10 MB a lane, and filling the audit with ten million rows.
     #[arg(long)]
     pub(crate) full: bool,
-    /// Mails queued in the other lanes while incidents are timed.
+    /// Mails queued in the other lanes when incidents are timed; more if the daemon was seen to carry so many too soon.
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(100..))]
     pub(crate) queued: u64,
     /// Requests of 10 MB queued in each lane; more than the largest prefetch, beyond which they wait in the broker. By

@@ -126,7 +126,8 @@ async fn measure(args: &Args, services: &Services) -> anyhow::Result<Report> {
     for contest in contests {
         report.rows.extend(contest::hold(stage, contest, &mut sizes).await);
     }
-    figures(stage, &mut report, Name::P0, lanes::measure(stage)).await;
+    let rate = report.row("small").and_then(report::Row::rate);
+    figures(stage, &mut report, Name::P0, lanes::measure(stage, rate)).await;
     figures(stage, &mut report, Name::LargeMemory, memory::measure_large(stage)).await;
     figures(stage, &mut report, Name::Start, quiet::measure_start(stage)).await;
     figures(stage, &mut report, Name::Idle, quiet::measure_idle(stage)).await;

@@ -112,8 +112,8 @@ pub(crate) fn contests(args: &Args, services: &Services, filled: Option<String>)
         small(args, services, filled, &mut absent),
         one_connection(args),
         distant(args),
-        large(args, Name::Pdf, "source-pdf", "PDF of 50 kB", PDF, 5),
-        large(args, Name::Attachment, "source-attachment", "attachment of 1 MB", LARGE, 50),
+        large(args, Name::Pdf, "source-pdf", "PDF of 50 kB", PDF, 10),
+        large(args, Name::Attachment, "source-attachment", "attachment of 1 MB", LARGE, 100),
     ];
     (contests.into_iter().filter(|contest| !contest.is_empty()).collect(), absent)
 }
@@ -180,12 +180,13 @@ fn one_connection(args: &Args) -> Contest {
     if !is_wanted(args, Name::OneConnection) {
         return Vec::new();
     }
+    let mails = (args.mails / 4).max(20);
     vec![
-        source(args, "source-one", "", Content::Notice, 1, args.mails),
+        source(args, "source-one", "", Content::Notice, 1, mails),
         Spec {
             key: "one-connection",
             title: "one connection".to_owned(),
-            sender: Sender::Daemons(Work { connections: 1, ..Work::usual(args) }),
+            sender: Sender::Daemons(Work { mails, connections: 1, ..Work::usual(args) }),
             yardstick: Some(Yardstick::Row("source-one")),
         },
     ]
@@ -197,7 +198,7 @@ fn distant(args: &Args) -> Contest {
         key,
         title: format!("relay {} ms away, {title}", ROUND_TRIP.as_millis()),
         sender: Sender::Daemons(Work {
-            mails: (args.mails / (2 * round_trips)).max(20),
+            mails: (args.mails / (4 * round_trips)).max(20),
             relay: Relay::Distant { pipelining },
             ..Work::usual(args)
         }),

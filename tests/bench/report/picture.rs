@@ -5,27 +5,27 @@ use std::fmt::Write as _;
 
 use super::{Report, number};
 
-const WIDTH: f64 = 960.0;
+const WIDTH: f64 = 1100.0;
 const MARGIN: f64 = 24.0;
 /// Where bars begin; titles end here.
-const BARS: f64 = 430.0;
+const BARS: f64 = 530.0;
 /// Where bars end; figures stand behind them.
-const BARS_END: f64 = 800.0;
+const BARS_END: f64 = 880.0;
 const LINE: f64 = 26.0;
 const BAR: f64 = 14.0;
 const HEAD: f64 = 44.0;
 /// Characters of a title that fit before the bars.
-const TITLE_MAX: usize = 62;
+const TITLE_MAX: usize = 80;
 /// A target reached this often fills the panel.
 const REACHED_MAX: f64 = 2.0;
 
 const STYLE: &str = "
-svg { background: #ffffff; font: 13px system-ui, sans-serif; }
+svg { font: 13px system-ui, sans-serif; } .ground { fill: #ffffff; }
 text { fill: #1f2937; } .head { font-size: 16px; font-weight: 600; } .small { fill: #6b7280; font-size: 12px; }
 .met { fill: #15803d; } .missed { fill: #b91c1c; } .ours { fill: #2563eb; } .theirs { fill: #9ca3af; }
 line { stroke: #6b7280; stroke-dasharray: 4 3; }
 @media (prefers-color-scheme: dark) {
-svg { background: #111827; } text { fill: #e5e7eb; } .small { fill: #9ca3af; } line { stroke: #9ca3af; }
+.ground { fill: #111827; } text { fill: #e5e7eb; } .small { fill: #9ca3af; } line { stroke: #9ca3af; }
 .met { fill: #4ade80; } .missed { fill: #f87171; } .ours { fill: #60a5fa; } .theirs { fill: #6b7280; }
 }";
 
@@ -62,6 +62,7 @@ fn draw(
         viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"postrider benchmark\">"
     )?;
     writeln!(svg, "<style>{STYLE}\n</style>")?;
+    writeln!(svg, "<rect class=\"ground\" width=\"100%\" height=\"100%\"/>")?;
     let bottom = panel(svg, MARGIN, "Targets: how much of each was reached", targets)?;
     if !targets.is_empty() {
         let x = BARS + (BARS_END - BARS) / REACHED_MAX;
@@ -107,7 +108,7 @@ fn targets(report: &Report) -> Vec<Bar> {
                 title: verdict.what.clone(),
                 length: verdict.reached()? / REACHED_MAX,
                 class: if verdict.is_met()? { "met" } else { "missed" },
-                words: format!("{} ({})", verdict.measured_words(), verdict.target_words()),
+                words: format!("{} ({})", verdict.measured_words(), verdict.limit_words()),
             })
         })
         .collect()

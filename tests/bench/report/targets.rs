@@ -48,8 +48,13 @@ impl Verdict {
     }
 
     pub(super) fn target_words(&self) -> String {
+        format!("{} {}", self.limit_words(), self.unit).trim_end().to_owned()
+    }
+
+    /// Without the unit.
+    pub(super) fn limit_words(&self) -> String {
         let sign = if self.side == Side::AtLeast { "≥" } else { "≤" };
-        format!("{sign} {} {}", number(Some(self.limit), self.decimals), self.unit).trim_end().to_owned()
+        format!("{sign} {}", number(Some(self.limit), self.decimals))
     }
 
     pub(super) fn measured_words(&self) -> String {
@@ -125,7 +130,7 @@ pub(crate) fn verdicts(report: &Report, args: &Args) -> Vec<Verdict> {
         (
             Name::Distant,
             Verdict::new(
-                "relay 20 ms away, PIPELINING: mails ÷ one a round trip and connection",
+                "relay 20 ms away, PIPELINING: mails ÷ one a round trip, connection",
                 Side::AtLeast,
                 0.85,
                 "",
@@ -136,7 +141,7 @@ pub(crate) fn verdicts(report: &Report, args: &Args) -> Vec<Verdict> {
         (
             Name::DistantPlain,
             Verdict::new(
-                "relay 20 ms away, no PIPELINING: mails ÷ one a four round trips and connection",
+                "relay 20 ms away, no PIPELINING: mails ÷ one a four round trips, connection",
                 Side::AtLeast,
                 0.9,
                 "",
@@ -197,7 +202,7 @@ fn memory(report: &Report) -> Verdict {
 
 fn large_memory(report: &Report) -> Verdict {
     let figure = report.figures.iter().find(|figure| figure.key == "memory-large-peak");
-    let what = "memory (RSS), 500 requests of 10 MB queued in each lane, cold start: peak";
+    let what = "memory (RSS), 500 requests of 10 MB in each lane, cold start: peak";
     let measured = report.figure("memory-large-peak");
     let mut verdict = Verdict::new(what, Side::AtMost, 256.0, "MiB", 0, measured);
     verdict.remark = figure.filter(|figure| figure.note.is_some()).map(|figure| format!("here: {}", figure.title));
