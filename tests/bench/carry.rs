@@ -1,41 +1,46 @@
-//! One run of the daemon: everything is queued, it starts, and the clock runs until the last mail is recorded as sent.
+//! Everything is queued, the daemons start, and the clock runs until the last mail is recorded as sent.
 
 use std::{
-    fs::File,
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
 use chrono::{DateTime, Utc};
+use postrider::email::{Lane, Priority};
 use sqlx::{PgPool, Row as _, postgres::PgPoolOptions};
 
 use super::{
-    Args,
-    postfix::{Scale, Sink},
-    process::{self, Process},
-    report::{self, Run},
-    requests::{Producer, TEMPLATES},
-    services::{ServersCpu, Services, Site},
+    args::Args,
+    daemon::{self, Daemon},
+    postfix::Scale,
+    process,
+    relay::Route,
+    requests::{Content, Producer},
+    run::{self, Run},
+    services::{ServersCpu, Services},
+    work::{Audit, Work, daemon_settings},
 };
 
-/// The daemon, built with the same profile as this benchmark.
-const POSTRIDER: &str = env!("CARGO_BIN_EXE_postrider");
 /// Without a new mail for this long the run has failed.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
-/// The daemon's own grace period is as long.
-const END_LIMIT: Duration = Duration::from_secs(70);
 /// Between two looks at the counter; each costs a system call or two, which the mails do not get.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
-/// Lines of the daemon's log that are shown when it fails.
-const LOG_LINES: usize = 15;
 
-/// What the database says of a run.
-struct Audit {
-    rows: i64,
-    sent: i64,
-    first: Option<DateTime<Utc>>,
+/// Where runs take place.
+#[derive(Clone, Copy)]
+pub(crate) struct Stage<'a> {
+    pub(crate) args: &'a Args,
+    pub(crate) services: &'a Services,
+    /// For logs, counters and certificates.
+    pub(crate) scratch: &'a Path,
+}
+
+/// What the database says of the mails since a moment.
+pub(crate) struct Record {
+    pub(crate) rows: u64,
+    pub(crate) sent: u64,
+    pub(crate) first: Option<DateTime<Utc>>,
     last: Option<DateTime<Utc>>,
 }
 
@@ -43,156 +48,151 @@ struct Audit {
 struct Used {
     busy_ms: f64,
     wall: Duration,
-    daemon_ms: f64,
+    daemons_ms: f64,
     sink_ms: f64,
+    path_ms: Option<f64>,
     servers: ServersCpu,
     peak_rss_mib: f64,
 }
 
 /// Sends one mail, and says how many bytes it has.
-pub(crate) async fn mail_size(args: &Args, services: &Services, scratch: &Path) -> anyhow::Result<u64> {
-    let mut scale = Scale::start(scratch, "scale-of-postrider").await?;
-    run(&Args { mails: 1, ..args.clone() }, services, &mut scale.sink, scratch).await?;
-    scale.weigh().await
+pub(crate) async fn mail_size(stage: Stage<'_>, content: Content) -> anyhow::Result<u64> {
+    let scale = Scale::start(stage.scratch).await?;
+    let work = Work { mails: 1, content, ..Work::usual(stage.args) };
+    let mut route = Route::to(scale.sink);
+    carry_over(stage, &work, &mut route).await?;
+    scale.folder.weigh()
 }
 
 /// Carries all mails once, and measures it.
-pub(crate) async fn carry(args: &Args, services: &Services, scratch: &Path) -> anyhow::Result<Run> {
-    let mut sink = Sink::counting(scratch).await?;
-    run(args, services, &mut sink, scratch).await
+pub(crate) async fn carry(stage: Stage<'_>, work: &Work) -> anyhow::Result<Run> {
+    let mut route = Route::start(work.relay, stage.scratch).await?;
+    carry_over(stage, work, &mut route).await
 }
 
-async fn run(args: &Args, services: &Services, sink: &mut Sink, scratch: &Path) -> anyhow::Result<Run> {
-    let site = services.new_site().await?;
-    let settings = settings(args, &site, sink.port());
-    let log = scratch.join("daemon.log");
-    let migrated = daemon("migrate", &settings, &log)?.status().context("postrider migrate")?;
-    ensure!(migrated.success(), "postrider migrate: {migrated}\n{}", end_of(&log));
+async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow::Result<Run> {
+    let site = stage.services.new_site(work.broker, &work.audit).await?;
+    let settings = daemon_settings(stage.args, &site, route, work.settings());
+    daemon::migrate(&settings, stage.scratch)?;
     let producer = Producer::connect(&settings).await?;
-    producer.publish(args.mails).await?;
+    producer.publish(work.content, Priority::P2, work.mails).await?;
     let database = PgPoolOptions::new().max_connections(1).connect(&site.database_url).await?;
+    if let Audit::Filled(_) = work.audit {
+        stage.services.checkpoint().await?;
+    }
 
-    let servers_before = services.cpu();
-    let busy_before = process::machine_busy_ms()?;
+    let servers_before = stage.services.cpu(work.broker);
+    let (busy_before, own_before) = (process::machine_busy_ms()?, process::cpu("self")?.own);
     let (started, begun) = (Utc::now(), Instant::now());
-    let mut process = Process::start("postrider", &mut daemon("run", &settings, &log)?)?;
+    let mut daemons = (1..=work.daemons)
+        .map(|number| Daemon::start(&settings, stage.scratch, number))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let measured = async {
-        until_all_through(args.mails, sink, &database, &mut process).await?;
+        until_all_through(work.mails, route, &database, started, &mut daemons).await?;
+        let own_ms = process::cpu("self")?.own - own_before;
         let used = Used {
             busy_ms: process::machine_busy_ms()? - busy_before,
             wall: begun.elapsed(),
-            daemon_ms: process::cpu(process.pid())?.own,
-            sink_ms: sink.cpu_ms()?,
-            servers: services.cpu().since(&servers_before),
-            peak_rss_mib: process::peak_rss_mib(process.pid())?,
+            daemons_ms: sum(daemons.iter().map(|daemon| Ok(process::cpu(daemon.pid())?.own)))?,
+            sink_ms: route.sink.cpu_ms()?,
+            path_ms: route.passes_through_us().then_some(own_ms),
+            servers: stage.services.cpu(work.broker).since(&servers_before),
+            peak_rss_mib: most(daemons.iter().map(|daemon| Ok(process::memory(daemon.pid())?.peak)))?,
         };
-        anyhow::Ok((audit(&database).await?, used))
+        anyhow::Ok((record(&database, started).await?, used))
     }
     .await;
-    let (audit, used) = measured.map_err(|error| anyhow::anyhow!("{error:#}\n{}", end_of(&log)))?;
+    let (record, used) = measured.with_context(|| daemons.iter().map(Daemon::last_words).collect::<String>())?;
 
     // Only the end proves that nothing was sent twice and that the broker was told of everything.
-    let status = process.end(END_LIMIT).await?;
-    ensure!(status.success(), "postrider: {status}\n{}", end_of(&log));
-    let received = sink.received()?;
+    for daemon in daemons {
+        daemon.end().await?;
+    }
+    let received = route.sink.received()?;
     ensure!(
-        received == args.mails && audit.rows == audit.sent && audit.sent.unsigned_abs() == args.mails,
+        received == work.mails && record.rows == record.sent && record.sent == work.mails,
         "{} requests, {received} mails at the sink, {} rows of which {} say sent",
-        args.mails,
-        audit.rows,
-        audit.sent
+        work.mails,
+        record.rows,
+        record.sent
     );
-    let waiting = producer.waiting().await?;
+    let waiting = producer.waiting(Lane::Standard).await?;
     ensure!(waiting == 0, "{waiting} requests are still queued: they were not acknowledged");
     producer.close().await;
     database.close().await;
-    services.remove_sites().await?;
+    stage.services.remove_sites().await?;
+    summary(work, &record, &used, started)
+}
 
-    let (Some(first), Some(last)) = (audit.first, audit.last) else { bail!("the rows do not say when they were sent") };
-    let per_thousand = |ms: f64| ms * 1000.0 / args.mails as f64;
+fn summary(work: &Work, record: &Record, used: &Used, started: DateTime<Utc>) -> anyhow::Result<Run> {
+    let (Some(first), Some(last)) = (record.first, record.last) else {
+        bail!("the rows do not say when they were sent")
+    };
+    let seconds = |from: DateTime<Utc>, to: DateTime<Utc>| (to - from).as_seconds_f64();
+    let per_thousand = |ms: f64| ms * 1000.0 / work.mails as f64;
     let servers_ms = used.servers.rabbitmq.unwrap_or(0.0) + used.servers.postgresql.unwrap_or(0.0);
+    let path_ms = used.path_ms.unwrap_or(0.0);
     Ok(Run {
-        mails: args.mails,
+        mails: work.mails,
         // Between the first and the last lie all but one.
-        mails_per_second: (args.mails - 1) as f64 / seconds(last - first),
-        wall_seconds: seconds(last - started),
-        cpu_ms_per_thousand: per_thousand(used.daemon_ms),
-        start_to_first_mail_ms: Some(seconds(first - started) * 1000.0),
+        mails_per_second: (work.mails - 1) as f64 / seconds(first, last),
+        wall_seconds: seconds(started, last),
+        cpu_ms_per_thousand: per_thousand(used.daemons_ms),
+        start_to_first_mail_ms: Some(seconds(started, first) * 1000.0),
         peak_rss_mib: Some(used.peak_rss_mib),
         sink_cpu_ms_per_thousand: per_thousand(used.sink_ms),
+        path_cpu_ms_per_thousand: used.path_ms.map(per_thousand),
         rabbitmq_cpu_ms_per_thousand: used.servers.rabbitmq.map(per_thousand),
         postgresql_cpu_ms_per_thousand: used.servers.postgresql.map(per_thousand),
-        elsewhere_share: report::share(used.busy_ms - used.daemon_ms - used.sink_ms - servers_ms, used.wall),
+        elsewhere_share: run::share(used.busy_ms - used.daemons_ms - used.sink_ms - servers_ms - path_ms, used.wall),
     })
 }
 
-fn seconds(span: chrono::TimeDelta) -> f64 {
-    span.as_seconds_f64()
+fn sum(values: impl Iterator<Item = anyhow::Result<f64>>) -> anyhow::Result<f64> {
+    values.sum()
 }
 
-fn settings(args: &Args, site: &Site, smtp_port: u16) -> Vec<(String, String)> {
-    let own = [
-        ("AMQP_URL", site.amqp_url.as_str()),
-        ("DATABASE_URL", site.database_url.as_str()),
-        ("SMTP_HOST", "127.0.0.1"),
-        ("SMTP_PORT", &smtp_port.to_string()),
-        ("SMTP_USE_TLS", "false"),
-        ("SMTP_FROM_EMAIL", "noreply@bench.example"),
-        ("SMTP_FROM_NAME", "Banc d’essai"),
-        ("EMAIL_HASH_KEY", "only for the benchmark's own databases"),
-        ("EMAIL_TEMPLATES_DIR", TEMPLATES),
-        // Nobody asks it anything; any free port will do.
-        ("ADMIN_ADDR", "127.0.0.1:0"),
-    ];
-    let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    own.into_iter().chain(args.daemon_settings()).collect()
-}
-
-/// The daemon's command line, with these settings and nothing of this process's environment, logging into this file.
-fn daemon(what: &str, settings: &[(String, String)], log: &Path) -> anyhow::Result<Command> {
-    let file = File::create(log)?;
-    let mut command = Command::new(POSTRIDER);
-    command.arg(what).env_clear().envs(settings.iter().cloned()).stdout(file.try_clone()?).stderr(file);
-    Ok(command)
+fn most(mut values: impl Iterator<Item = anyhow::Result<f64>>) -> anyhow::Result<f64> {
+    values.try_fold(0.0, |most: f64, value| Ok(most.max(value?)))
 }
 
 /// Watches the sink, whose counter costs next to nothing, and then the database until it agrees.
 async fn until_all_through(
     mails: u64,
-    sink: &mut Sink,
+    route: &mut Route,
     database: &PgPool,
-    process: &mut Process,
+    since: DateTime<Utc>,
+    daemons: &mut [Daemon],
 ) -> anyhow::Result<()> {
-    let (mut last, mut since) = (0, Instant::now());
+    let (mut last, mut changed) = (0, Instant::now());
     loop {
-        process.must_run()?;
-        let received = sink.received()?;
-        if received >= mails && audit(database).await?.sent.unsigned_abs() >= mails {
+        for daemon in &mut *daemons {
+            daemon.must_run()?;
+        }
+        let received = route.sink.received()?;
+        if received >= mails && record(database, since).await?.sent >= mails {
             return Ok(());
         }
         if received != last {
-            (last, since) = (received, Instant::now());
+            (last, changed) = (received, Instant::now());
         }
-        if since.elapsed() > STALL_LIMIT {
-            let sent = audit(database).await?.sent;
+        if changed.elapsed() > STALL_LIMIT {
+            let sent = record(database, since).await?.sent;
             bail!("no mail for {} s: the sink has {received} of {mails}, {sent} rows say sent", STALL_LIMIT.as_secs());
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
-async fn audit(database: &PgPool) -> anyhow::Result<Audit> {
+/// Of the rows made since then; the audit may hold others.
+pub(crate) async fn record(database: &PgPool, since: DateTime<Utc>) -> anyhow::Result<Record> {
     let row = sqlx::query(
-        "select count(*), count(*) filter (where status = 'sent'), min(sent_at), max(sent_at) from email_messages",
+        "select count(*), count(*) filter (where status = 'sent'), min(sent_at), max(sent_at) from email_messages
+         where created_at >= $1",
     )
+    .bind(since)
     .fetch_one(database)
     .await?;
-    Ok(Audit { rows: row.try_get(0)?, sent: row.try_get(1)?, first: row.try_get(2)?, last: row.try_get(3)? })
-}
-
-/// The log has no addresses in clear, so that its end can be shown.
-fn end_of(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    let number = |index: usize| anyhow::Ok(u64::try_from(row.try_get::<i64, _>(index)?)?);
+    Ok(Record { rows: number(0)?, sent: number(1)?, first: row.try_get(2)?, last: row.try_get(3)? })
 }

@@ -11,10 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use tempfile::TempDir;
 
 use super::{
     process::{self, Process},
-    report::{self, Run},
+    run::{self, Run},
 };
 
 /// Where distributions put these programs, besides PATH.
@@ -45,9 +46,13 @@ impl Sink {
         Self::start(scratch, &["-c"]).await
     }
 
+    /// One that counts and hides that it understands PIPELINING.
+    pub(crate) async fn without_pipelining(scratch: &Path) -> anyhow::Result<Self> {
+        Self::start(scratch, &["-c", "-p"]).await
+    }
+
     /// A sink that keeps each mail as a file in this folder.
     async fn keeping(scratch: &Path, folder: &Path) -> anyhow::Result<Self> {
-        fs::create_dir(folder)?;
         // The sink gives up root's rights before it writes.
         fs::set_permissions(folder, fs::Permissions::from_mode(0o777))?;
         fs::set_permissions(scratch, fs::Permissions::from_mode(0o755))?;
@@ -112,23 +117,28 @@ impl Sink {
     }
 }
 
-/// A sink that keeps one mail, and says how large it was on the wire.
+/// A sink that keeps one mail, to be weighed.
 pub(crate) struct Scale {
     /// Where to send the mail.
     pub(crate) sink: Sink,
-    folder: PathBuf,
+    /// Where it is then.
+    pub(crate) folder: Kept,
 }
 
-impl Scale {
-    pub(crate) async fn start(scratch: &Path, name: &str) -> anyhow::Result<Self> {
-        let folder = scratch.join(name);
-        Ok(Self { sink: Sink::keeping(scratch, &folder).await?, folder })
-    }
+/// The folder of a [`Scale`].
+pub(crate) struct Kept(TempDir);
 
+impl Scale {
+    pub(crate) async fn start(scratch: &Path) -> anyhow::Result<Self> {
+        let folder = TempDir::new_in(scratch)?;
+        Ok(Self { sink: Sink::keeping(scratch, folder.path()).await?, folder: Kept(folder) })
+    }
+}
+
+impl Kept {
     /// Bytes of the one mail that arrived.
-    pub(crate) async fn weigh(mut self) -> anyhow::Result<u64> {
-        self.sink.expect(1).await?;
-        let kept = fs::read_dir(&self.folder)?.next().context("smtp-sink kept nothing")??;
+    pub(crate) fn weigh(&self) -> anyhow::Result<u64> {
+        let kept = fs::read_dir(self.0.path())?.next().context("smtp-sink kept nothing")??;
         Ok(size_on_the_wire(&fs::read_to_string(kept.path())?))
     }
 }
@@ -150,10 +160,11 @@ fn size_on_the_wire(dump: &str) -> u64 {
 
 /// The payload to ask of smtp-source so that its mails have this size with their headers.
 pub(crate) async fn payload_for(size: u64, scratch: &Path) -> anyhow::Result<u64> {
-    let scale = Scale::start(scratch, "scale-of-smtp-source").await?;
+    let mut scale = Scale::start(scratch).await?;
     let mut command = source_command(1, 1, PROBE_PAYLOAD, scale.sink.port())?;
     ensure!(Process::start("smtp-source", &mut command)?.wait()?.success(), "smtp-source failed");
-    let headers = scale.weigh().await?.saturating_sub(PROBE_PAYLOAD);
+    scale.sink.expect(1).await?;
+    let headers = scale.folder.weigh()?.saturating_sub(PROBE_PAYLOAD);
     Ok(size.saturating_sub(headers).max(1))
 }
 
@@ -181,7 +192,7 @@ pub(crate) async fn source(mails: u64, connections: u16, payload: u64, scratch: 
         wall_seconds: wall.as_secs_f64(),
         cpu_ms_per_thousand: per_thousand(cpu_ms),
         sink_cpu_ms_per_thousand: per_thousand(sink_ms),
-        elsewhere_share: report::share(busy - cpu_ms - sink_ms, wall),
+        elsewhere_share: run::share(busy - cpu_ms - sink_ms, wall),
         ..Run::default()
     })
 }

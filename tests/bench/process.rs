@@ -115,12 +115,34 @@ pub(crate) fn is_program(pid: u32, name: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
 }
 
-/// The most memory that the process has had resident, in MiB.
-pub(crate) fn peak_rss_mib(pid: u32) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
+/// Resident memory, in MiB.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// Now.
+    pub(crate) now: f64,
+    /// The most since it started.
+    pub(crate) peak: f64,
+}
+
+pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid}"))?;
+    let mib = |name: &str| -> anyhow::Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        let kib: f64 = line.trim_start_matches(':').trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib / 1024.0)
+    };
+    Ok(Memory { now: mib("VmRSS")?, peak: mib("VmHWM")? })
+}
+
+/// CPU time in milliseconds of the threads that a process has now, to the nanosecond: for what is too little for ticks.
+pub(crate) fn exact_cpu_ms(pid: u32) -> anyhow::Result<f64> {
+    let mut ns = 0.0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while we look.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        ns += text.split_whitespace().next().context("schedstat is empty")?.parse::<f64>()?;
+    }
+    Ok(ns / 1_000_000.0)
 }
 
 /// CPU time in milliseconds that the whole machine has spent working since it started.
@@ -141,4 +163,11 @@ pub(crate) fn cores() -> usize {
 /// How much ran on the machine during the last minute.
 pub(crate) fn load_average() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// Memory that the machine has.
+pub(crate) fn machine_memory_gib() -> Option<f64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = meminfo.lines().next()?.strip_prefix("MemTotal:")?.trim().trim_end_matches("kB").trim().parse::<f64>();
+    Some(kib.ok()? / (1024.0 * 1024.0))
 }

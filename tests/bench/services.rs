@@ -1,43 +1,44 @@
 //! RabbitMQ and PostgreSQL: for every run a virtual host and a database of its own, removed in the end.
 
-use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, anyhow, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, bail};
 use sqlx::{
     AssertSqlSafe, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use url::Url;
 
-use super::process;
+use super::{
+    broker::{self, Broker},
+    process,
+    work::{Audit, Which},
+};
 
-/// RabbitMQ gathers its statistics every five seconds.
-const STATISTICS_LIMIT: Duration = Duration::from_secs(12);
-/// Between two looks whether they are there.
-const STATISTICS_PAUSE: Duration = Duration::from_millis(200);
+/// Why there is no second broker, in the words of who looked for it.
+const SECOND_MISSING: &str = "BENCH_SECOND_MISSING";
 
 /// The servers that the environment names.
 pub(crate) struct Services {
-    amqp: Url,
-    api: Url,
+    first: Broker,
+    second: Result<Broker, String>,
     database: Url,
-    http: reqwest::Client,
     admin: PgPool,
-    sites: Mutex<Vec<String>>,
-    made: AtomicU32,
-    /// RabbitMQ's version.
-    pub(crate) rabbitmq: String,
+    made: Mutex<Vec<Made>>,
+    count: AtomicU32,
     /// PostgreSQL's version.
     pub(crate) postgresql: String,
-    rabbitmq_pid: Option<u32>,
     postmaster_pid: Option<u32>,
+}
+
+/// Something that is removed in the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Made {
+    Vhost(Which, String),
+    Database(String),
 }
 
 /// What the servers have used so far, in milliseconds; nothing of one that runs elsewhere.
@@ -68,10 +69,15 @@ pub(crate) struct Site {
 
 impl Services {
     pub(crate) async fn from_environment() -> anyhow::Result<Self> {
-        let (amqp, api, database) = (url("TEST_AMQP_URL")?, url("TEST_RABBITMQ_API")?, url("TEST_DATABASE_URL")?);
-        let http = reqwest::Client::new();
-        let overview = get(&http, &api, "overview").await.context("TEST_RABBITMQ_API")?;
-        let rabbitmq_pid = rabbitmq_pid(&http, &api).await.context("TEST_RABBITMQ_API")?;
+        let first = Broker::from_environment("TEST_AMQP_URL", "TEST_RABBITMQ_API").await?;
+        let second = match std::env::var(SECOND_MISSING) {
+            Ok(why) => Err(why),
+            Err(_) if std::env::var_os("BENCH_SECOND_AMQP_URL").is_none() => {
+                Err("BENCH_SECOND_AMQP_URL and BENCH_SECOND_RABBITMQ_API name no second broker".to_owned())
+            }
+            Err(_) => Ok(Broker::from_environment("BENCH_SECOND_AMQP_URL", "BENCH_SECOND_RABBITMQ_API").await?),
+        };
+        let database = broker::url("TEST_DATABASE_URL")?;
         let admin = PgPoolOptions::new()
             .max_connections(1)
             .connect_with(database.as_str().parse::<PgConnectOptions>()?)
@@ -80,90 +86,123 @@ impl Services {
         let postgresql: String = sqlx::query_scalar("show server_version").fetch_one(&admin).await?;
         let backend: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&admin).await?;
         Ok(Self {
-            rabbitmq: overview["rabbitmq_version"].as_str().unwrap_or("unknown").to_owned(),
-            rabbitmq_pid,
+            first,
+            second,
             postmaster_pid: u32::try_from(backend)
                 .ok()
                 .filter(|&pid| process::is_program(pid, "postgres"))
                 .and_then(process::parent),
-            amqp,
-            api,
             database,
-            http,
             admin,
-            sites: Mutex::new(Vec::new()),
-            made: AtomicU32::new(0),
+            made: Mutex::new(Vec::new()),
+            count: AtomicU32::new(0),
             postgresql,
         })
     }
 
-    /// A virtual host and an empty database.
-    pub(crate) async fn new_site(&self) -> anyhow::Result<Site> {
-        let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let name = format!("bench_{}_{number}", std::process::id());
-        self.sites.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
-        self.put(&format!("vhosts/{name}"), &json!({})).await?;
-        let everything = json!({ "configure": ".*", "write": ".*", "read": ".*" });
-        self.put(&format!("permissions/{name}/{}", self.amqp.username()), &everything).await?;
-        // The name is made of letters, digits and underscores.
-        sqlx::query(AssertSqlSafe(format!("create database {name}"))).execute(&self.admin).await?;
-        let (mut amqp, mut database) = (self.amqp.clone(), self.database.clone());
-        amqp.set_path(&name);
-        database.set_path(&name);
-        Ok(Site { amqp_url: amqp.into(), database_url: database.into() })
+    /// Why there is no such broker.
+    pub(crate) fn obstacle(&self, which: Which) -> Option<&str> {
+        match which {
+            Which::First => None,
+            Which::Second => self.second.as_ref().err().map(String::as_str),
+        }
+    }
+
+    pub(crate) fn broker(&self, which: Which) -> anyhow::Result<&Broker> {
+        match (which, &self.second) {
+            (Which::First, _) => Ok(&self.first),
+            (Which::Second, Ok(broker)) => Ok(broker),
+            (Which::Second, Err(why)) => bail!("{why}"),
+        }
+    }
+
+    /// The versions of all brokers.
+    pub(crate) fn rabbitmq_versions(&self) -> String {
+        let second = self.second.as_ref().map(|broker| format!(" and {}", broker.version)).unwrap_or_default();
+        format!("{}{second}", self.first.version)
+    }
+
+    /// A virtual host, and an empty database or the one that the audit asks for.
+    pub(crate) async fn new_site(&self, which: Which, audit: &Audit) -> anyhow::Result<Site> {
+        let name = format!("bench_{}_{}", std::process::id(), self.count.fetch_add(1, Ordering::Relaxed));
+        let broker = self.broker(which)?;
+        self.remember(Made::Vhost(which, name.clone()));
+        let amqp_url = broker.make_vhost(&name).await?;
+        let database = match audit {
+            Audit::Filled(database) => database.clone(),
+            Audit::Fresh => {
+                self.create_database(&name).await?;
+                name
+            }
+        };
+        Ok(Site { amqp_url, database_url: self.database_url(&database) })
+    }
+
+    /// For `DATABASE_URL`.
+    pub(crate) fn database_url(&self, name: &str) -> String {
+        let mut url = self.database.clone();
+        url.set_path(name);
+        url.into()
+    }
+
+    /// An empty database, removed in the end unless it is kept. The name is made of letters, digits and underscores.
+    pub(crate) async fn create_database(&self, name: &str) -> anyhow::Result<()> {
+        self.remember(Made::Database(name.to_owned()));
+        self.run(format!("create database {name}")).await
+    }
+
+    /// Gives a database its lasting name: it stays after the benchmark.
+    pub(crate) async fn keep_database(&self, name: &str, lasting: &str) -> anyhow::Result<()> {
+        self.run(format!("alter database {name} rename to {lasting}")).await?;
+        self.made().retain(|made| *made != Made::Database(name.to_owned()));
+        Ok(())
+    }
+
+    pub(crate) async fn has_database(&self, name: &str) -> anyhow::Result<bool> {
+        let found = sqlx::query_scalar("select exists (select from pg_database where datname = $1)");
+        Ok(found.bind(name).fetch_one(&self.admin).await?)
+    }
+
+    pub(crate) async fn drop_database(&self, name: &str) -> anyhow::Result<()> {
+        self.run(format!("drop database if exists {name} with (force)")).await
+    }
+
+    /// Writes out what earlier runs left in memory, so that no run pays for another's rows.
+    pub(crate) async fn checkpoint(&self) -> anyhow::Result<()> {
+        self.run("checkpoint".to_owned()).await
     }
 
     /// Removes whatever was made so far.
     pub(crate) async fn remove_sites(&self) -> anyhow::Result<()> {
-        let sites = std::mem::take(&mut *self.sites.lock().unwrap_or_else(PoisonError::into_inner));
-        for name in sites {
-            let url = self.api.join(&format!("/api/vhosts/{name}"))?;
-            self.http.delete(url).send().await.with_context(|| format!("virtual host {name} is still there"))?;
-            sqlx::query(AssertSqlSafe(format!("drop database if exists {name} with (force)")))
-                .execute(&self.admin)
-                .await
-                .with_context(|| format!("database {name} is still there"))?;
+        let all = std::mem::take(&mut *self.made());
+        for made in all {
+            match made {
+                Made::Vhost(which, name) => self.broker(which)?.remove_vhost(&name).await?,
+                Made::Database(name) => {
+                    self.drop_database(&name).await.with_context(|| format!("database {name} is still there"))?;
+                }
+            }
         }
         Ok(())
     }
 
-    pub(crate) fn cpu(&self) -> ServersCpu {
+    pub(crate) fn cpu(&self, which: Which) -> ServersCpu {
         ServersCpu {
-            rabbitmq: self.rabbitmq_pid.and_then(|pid| process::cpu(pid).ok()).map(|used| used.own),
+            rabbitmq: self.broker(which).ok().and_then(Broker::cpu_ms),
             postgresql: self.postmaster_pid.and_then(|pid| process::cpu_of_family(pid).ok()),
         }
     }
 
-    async fn put(&self, path: &str, body: &Value) -> anyhow::Result<()> {
-        let response = self.http.put(self.api.join(&format!("/api/{path}"))?).json(body).send().await?;
-        ensure!(response.status().is_success(), "RabbitMQ's API answers {} to {path}", response.status());
+    async fn run(&self, statement: String) -> anyhow::Result<()> {
+        sqlx::query(AssertSqlSafe(statement)).execute(&self.admin).await?;
         Ok(())
     }
-}
 
-/// The broker's process, if it runs on this machine.
-async fn rabbitmq_pid(http: &reqwest::Client, api: &Url) -> anyhow::Result<Option<u32>> {
-    let begun = Instant::now();
-    loop {
-        let nodes = get(http, api, "nodes").await?;
-        if let Some(pid) = nodes[0]["os_pid"].as_str() {
-            return Ok(pid.parse().ok().filter(|&pid| process::is_program(pid, "beam.smp")));
-        }
-        // A node that has just started tells little of itself until it has gathered its statistics.
-        if begun.elapsed() > STATISTICS_LIMIT {
-            return Ok(None);
-        }
-        tokio::time::sleep(STATISTICS_PAUSE).await;
+    fn remember(&self, made: Made) {
+        self.made().push(made);
     }
-}
 
-async fn get(http: &reqwest::Client, api: &Url, path: &str) -> anyhow::Result<Value> {
-    Ok(http.get(api.join(&format!("/api/{path}"))?).send().await?.error_for_status()?.json().await?)
-}
-
-fn url(name: &str) -> anyhow::Result<Url> {
-    let text = std::env::var(name)
-        .map_err(|_| anyhow!("{name} is not set: run ./deploy/dev bench, which brings RabbitMQ and PostgreSQL"))?;
-    // The value holds a password, so that it is not repeated.
-    Url::parse(&text).map_err(|error| anyhow!("{name} is not a URL: {error}"))
+    fn made(&self) -> std::sync::MutexGuard<'_, Vec<Made>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
