@@ -282,8 +282,8 @@ impl Pipeline {
         let request = &decoded.request;
         faults::reached_by(Point::Decoded, request.id);
         let span = tracing::Span::current();
-        span.record("request.id", tracing::field::display(request.id));
-        span.record("template", request.template_key.as_str());
+        // At once: each further record is a rewriting of all fields.
+        tracing::record_all!(span, request.id = %request.id, template = request.template_key.as_str());
         if decoded.demoted && envelope.copy_no == 0 {
             tracing::warn!(source = request.source, "this source may not use P0 (EMAIL_P0_SOURCES): sent as P1");
         }

@@ -339,7 +339,8 @@ where
 {
     fn begin(&self, pulse: &Arc<Pulse>, delivery: Delivery) {
         let at_work = self.held.begin(pulse, delivery.body.len());
-        let work = (self.handle)(delivery);
+        // Boxed, or the task would hold it twice: as what it was given, and as what it waits for.
+        let work = Box::pin((self.handle)(delivery));
         self.tasks.spawn(async move {
             let _at_work = at_work;
             work.await;

@@ -315,3 +315,76 @@ impl Drop for Idle<'_> {
         self.line.state().idle -= 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::email::EmailAddress;
+
+    fn job(to: &str) -> (Job, oneshot::Receiver<Done>) {
+        let address = |text: &str| EmailAddress::parse(text).expect("valid");
+        Job::new(OutgoingMail::new(address("noreply@example.bj"), address(to), ""))
+    }
+
+    /// A line with this many open connections, and a place taken for each mail of this many.
+    fn line(open: usize, places: usize) -> Line {
+        let line = Line::new(4);
+        for _ in 0..places {
+            line.take_place();
+        }
+        for _ in 0..open {
+            line.opens_ahead(4).expect("there is room").opened();
+        }
+        line
+    }
+
+    #[test]
+    fn each_mail_gets_a_connection_of_its_own_while_there_may_be_more_of_them() {
+        let line = line(1, 2);
+        let Entry::Opens(opening) = line.entry(true) else { panic!("the second mail has none") };
+        line.take_place();
+        assert!(matches!(line.entry(false), Entry::Waits), "one is being opened, and the other is full");
+        opening.opened();
+        assert!(matches!(line.entry(false), Entry::Shares));
+        assert!(line.has_room());
+        line.take_place();
+        line.take_place();
+        assert!(!line.has_room());
+        assert!(matches!(line.entry(false), Entry::None), "two on each is all there is");
+    }
+
+    #[tokio::test]
+    async fn a_mail_without_a_connection_fails_at_once_and_so_does_what_others_have_no_room_for() {
+        let (orphan, answer) = job("a@example.bj");
+        line(0, 1).hand_over(orphan);
+        let broken = SendReport::Broken { phase: Phase::Mail, fault: LinkFault::Closed };
+        assert_eq!(answer.await.expect("an answer").report, broken);
+
+        let line = line(2, 3);
+        let mut answers = Vec::new();
+        for n in 0..3 {
+            let (job, answer) = job(&format!("n{n}@example.bj"));
+            line.hand_over(job);
+            answers.push(answer);
+        }
+        line.leave();
+        let mut last = answers.pop().expect("three");
+        assert_eq!(answers.pop().expect("three").await.expect("an answer").report, broken);
+        assert_eq!(last.try_recv().expect("an answer").report, broken);
+        assert!(answers[0].try_recv().is_err(), "one may follow on the connection that is left");
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_comes_before_one_that_could_let_a_mail_follow() {
+        let line = line(2, 2);
+        let mut idle = Box::pin(line.next());
+        assert!(futures_util::poll!(&mut idle).is_pending());
+        let (job, _answer) = job("a@example.bj");
+        line.hand_over(job);
+        assert!(line.follower().is_none());
+        assert!(line.follower_comes().now_or_never().is_none());
+        assert_eq!(idle.await.mail.to().as_str(), "a@example.bj");
+    }
+}
