@@ -82,6 +82,8 @@ use crate::{config::StoreConfig, email::Lane};
 
 /// How long a caller waits for a free connection of the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of the connections for all lanes but the fast one: claims and outcomes run one batch at a time each.
+const BATCH_CONNECTIONS: u32 = 2;
 /// How long a statement of the pipeline may take.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The same for the fast lane's claims and outcomes: an incident goes on without a database that is only silent.
@@ -96,6 +98,8 @@ const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// All that the daemon keeps.
 pub struct Store {
     pool: PgPool,
+    /// For the batches of all lanes but the fast one.
+    batch_pool: PgPool,
     fast_pool: PgPool,
     /// This daemon's name in `email_workers`; a new one at every start.
     worker_id: Uuid,
@@ -152,15 +156,18 @@ impl Store {
     /// # Errors
     /// When `DATABASE_URL` cannot be read.
     pub fn new(config: &StoreConfig, lease: Duration) -> Result<Arc<Self>, StoreError> {
-        let pool = open_pool(config, config.connections_max)?;
-        let fast_pool = open_pool(config, config.fast_connections_max)?;
+        let for_batches = BATCH_CONNECTIONS.min(config.connections_max - 1).max(1);
+        let pool = open_pool(config, (config.connections_max - for_batches).max(1), Plans::ByValues)?;
+        let batch_pool = open_pool(config, for_batches, Plans::Once)?;
+        let fast_pool = open_pool(config, config.fast_connections_max, Plans::Once)?;
         let worker_id = Uuid::now_v7();
         let gatherers = Gatherers {
             fast: LaneGatherers::start(&fast_pool, worker_id, limit_of(Lane::Fast)),
-            others: LaneGatherers::start(&pool, worker_id, limit_of(Lane::Standard)),
+            others: LaneGatherers::start(&batch_pool, worker_id, limit_of(Lane::Standard)),
         };
         Ok(Arc::new(Self {
             pool,
+            batch_pool,
             fast_pool,
             worker_id,
             hash_key: config.hash_key.clone(),
@@ -173,7 +180,7 @@ impl Store {
         }))
     }
 
-    /// The pool of all lanes but the fast one, and of everything that is not a mail on its way.
+    /// The pool of all lanes but the fast one, but for their batches, and of everything that is not a mail on its way.
     #[must_use]
     pub const fn pool(&self) -> &PgPool {
         &self.pool
@@ -362,6 +369,7 @@ impl Store {
     /// Closes the pools once their connections are handed back.
     pub async fn close(&self) {
         self.pool.close().await;
+        self.batch_pool.close().await;
         self.fast_pool.close().await;
     }
 }
@@ -394,12 +402,34 @@ fn hash_address(key: &SecretString, address_key: &str) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
-fn open_pool(config: &StoreConfig, connections_max: u32) -> Result<PgPool, StoreError> {
+/// How the server plans what is asked on a connection.
+#[derive(Clone, Copy)]
+enum Plans {
+    /// As it thinks best: for lists whose filters decide.
+    ByValues,
+    /// Once, and by keys: the pipeline's statements are always the same, and planning one takes longer than running it. A plan
+    /// made while the tables were empty, when reading them whole looked cheap, must do when they hold millions.
+    Once,
+}
+
+/// Without the other joins a row is found by its key, for each row of a batch; nothing else is ever better here.
+const PLAN_ONCE: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_hashjoin = off; \
+    set enable_mergejoin = off";
+
+fn open_pool(config: &StoreConfig, connections_max: u32, plans: Plans) -> Result<PgPool, StoreError> {
     let options: PgConnectOptions = config.url.expose_secret().parse()?;
     Ok(PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         // A ping before each use would be one round trip more for every statement; a broken connection is noticed anyway.
         .test_before_acquire(false)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                if let Plans::Once = plans {
+                    sqlx::raw_sql(PLAN_ONCE).execute(connection).await?;
+                }
+                Ok(())
+            })
+        })
         .connect_lazy_with(options.application_name("postrider")))
 }

@@ -19,7 +19,7 @@ use sqlx::Connection;
 use uuid::Uuid;
 
 use self::readmit::readmit;
-use super::{Store, StoreError, limit_of, standing::UnknownRule, whole::Whole, within};
+use super::{Store, StoreError, gather::Load, limit_of, standing::UnknownRule, whole::Whole, within};
 use crate::{
     email::{Lane, PayloadHash, Reason, Status},
     faults,
@@ -207,6 +207,17 @@ pub struct Claim {
 
 /// A request never seen before, on its way into a batch.
 pub(super) type NewRequest = Arc<ClaimRequest>;
+
+impl Load for NewRequest {
+    fn rows(&self) -> usize {
+        self.recipients.len()
+    }
+
+    fn bytes(&self) -> usize {
+        let words = |r: &RecipientClaim| r.words.as_ref().map_or(0, |w| w.subject.len() + w.html.len() + w.text.len());
+        self.recipients.iter().map(words).sum()
+    }
+}
 
 /// Status of each recipient's new row; nothing: the request was known already.
 pub(super) type Inserted = Option<Vec<Status>>;

@@ -14,8 +14,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{StoreError, within};
 
-/// Rows in one statement at most: beyond this a batch only takes longer.
-const BATCH_MAX: usize = 128;
+/// Rows at which a batch is full: beyond this it only takes longer.
+const ROWS_FULL: usize = 64;
+/// Bytes at which a batch is full: everybody in it waits for all of them.
+const BYTES_FULL: usize = 1024 * 1024;
+/// Calls that wait for a batch without holding up their callers' sending.
+const QUEUE_MAX: usize = 512;
 /// Times that a batch is repeated after a deadlock or serialisation failure before its callers are told to wait.
 const REPEATS_MAX: usize = 10;
 
@@ -24,6 +28,19 @@ const ASK_AGAIN_WITHIN: Duration = Duration::from_secs(1);
 
 type Reply<O> = oneshot::Sender<Result<O, StoreError>>;
 
+/// What one call adds to its batch.
+pub(super) trait Load {
+    /// Rows that it writes.
+    fn rows(&self) -> usize {
+        1
+    }
+
+    /// Roughly, its bytes on the wire and in the table, as far as they can be many.
+    fn bytes(&self) -> usize {
+        0
+    }
+}
+
 /// A queue in front of one batched statement.
 pub(super) struct Gatherer<I, O> {
     queue: mpsc::Sender<(I, Reply<O>)>,
@@ -31,7 +48,7 @@ pub(super) struct Gatherer<I, O> {
 
 impl<I, O> Gatherer<I, O>
 where
-    I: Send + Sync + 'static,
+    I: Load + Send + Sync + 'static,
     O: Send + 'static,
 {
     /// Starts the task that runs `run` on every batch; `run` answers in the order of the batch.
@@ -40,11 +57,10 @@ where
         F: Fn(Arc<Vec<I>>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Vec<O>, StoreError>> + Send,
     {
-        let (queue, mut waiting) = mpsc::channel::<(I, Reply<O>)>(BATCH_MAX * 4);
+        let (queue, mut waiting) = mpsc::channel::<(I, Reply<O>)>(QUEUE_MAX);
         tokio::spawn(async move {
-            let mut taken = Vec::with_capacity(BATCH_MAX);
-            while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
-                let (rows, replies): (Vec<I>, Vec<Reply<O>>) = taken.drain(..).unzip();
+            while let Some(first) = waiting.recv().await {
+                let (rows, replies) = fill(first, &mut waiting);
                 commit(limit, &run, rows, replies).await;
             }
         });
@@ -58,6 +74,22 @@ where
         self.queue.send((row, reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
+}
+
+/// What waits, until the batch is full; the call that fills it may be larger than a batch.
+fn fill<I: Load, O>(first: (I, Reply<O>), waiting: &mut mpsc::Receiver<(I, Reply<O>)>) -> (Vec<I>, Vec<Reply<O>>) {
+    let (mut rows, mut bytes) = (first.0.rows(), first.0.bytes());
+    let mut calls = (vec![first.0], vec![first.1]);
+    while rows < ROWS_FULL
+        && bytes < BYTES_FULL
+        && let Ok((call, reply)) = waiting.try_recv()
+    {
+        rows += call.rows();
+        bytes += call.bytes();
+        calls.0.push(call);
+        calls.1.push(reply);
+    }
+    calls
 }
 
 async fn commit<I, O, F, Fut>(limit: Duration, run: &F, rows: Vec<I>, replies: Vec<Reply<O>>)
@@ -138,6 +170,35 @@ mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(10);
+
+    impl Load for i32 {}
+
+    struct Large(usize, usize);
+
+    impl Load for Large {
+        fn rows(&self) -> usize {
+            self.0
+        }
+
+        fn bytes(&self) -> usize {
+            self.1
+        }
+    }
+
+    #[test]
+    fn a_batch_is_full_by_rows_and_by_bytes_alike() {
+        for (load, calls) in
+            [((1, 1024), ROWS_FULL), ((40, 0), 2), ((100, 0), 1), ((1, 300 * 1024), 4), ((1, 9 << 20), 1)]
+        {
+            let (queue, mut waiting) = mpsc::channel(QUEUE_MAX);
+            let call = || (Large(load.0, load.1), oneshot::channel::<Result<(), StoreError>>().0);
+            for _ in 0..QUEUE_MAX {
+                queue.try_send(call()).unwrap_or_else(|_| panic!("there is room"));
+            }
+            let (rows, replies) = fill(call(), &mut waiting);
+            assert_eq!((rows.len(), replies.len()), (calls, calls), "{load:?}");
+        }
+    }
 
     fn refused() -> StoreError {
         StoreError::Data { sqlstate: "22021".into(), message: "invalid byte sequence".into() }

@@ -103,7 +103,7 @@ impl Store {
                 m.reason, m.error_message as error
                from email_messages m join email_requests r on r.id = m.request_id
                where ($1::bytea is null or m.recipient_hash = $1) and ($2::uuid[] is null or m.request_id = any($2))
-               order by m.created_at desc, m.id desc limit $3"#,
+               order by m.id desc limit $3"#,
             hash,
             ids,
             filter.limit

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, gather::Load};
 use crate::email::{Lane, Phase, Reason, Reply};
 
 /// In the timeline, beside what a worker found out whose row somebody else had taken.
@@ -75,6 +75,8 @@ pub struct OutcomeRow {
     /// For people.
     pub error: Option<String>,
 }
+
+impl Load for OutcomeRow {}
 
 /// What became of recording an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +143,7 @@ impl Store {
     }
 }
 
-/// Records a batch of outcomes in one statement.
+/// Records a batch of outcomes in one statement; as in claims, values are picked out of their arrays by number.
 pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<Vec<Finish>, StoreError> {
     let mut c = Columns::default();
     let mut order: Vec<&OutcomeRow> = batch.iter().collect();
@@ -151,13 +153,7 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
     }
     let recorded = sqlx::query_scalar!(
         r#"
-        with outcome as (
-            select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::float8[], $6::bool[], $7::text[],
-                $8::text[], $9::timestamptz[], $10::text[], $11::text[], $12::text[], $13::smallint[], $14::text[],
-                $15::text[], $16::bigint[], $17::text[])
-                as o (id, token, status, counted, due_in, held, settlement, reason, sent_at, kind, relay, phase,
-                    reply_code, reply_text, relay_message_id, latency_ms, error)
-        ), updated as (
+        with updated as (
             update email_messages m set
                 status = o.status,
                 attempts = m.attempts + o.counted,
@@ -169,31 +165,38 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
                 error_message = o.error,
                 sent_at = o.sent_at,
                 updated_at = now()
-            from outcome o
+            from (
+                select n, id, ($2::uuid[])[n] as token, ($3::text[])[n] as status,
+                    ($4::int[])[n] as counted, ($5::float8[])[n] as due_in, ($6::bool[])[n] as held,
+                    ($7::text[])[n] as settlement, ($8::text[])[n] as reason, ($9::timestamptz[])[n] as sent_at,
+                    ($17::text[])[n] as error
+                from (select id, nr::int as n from unnest($1::uuid[]) with ordinality as k (id, nr)) as k
+                -- all of them; what matters is that the planner expects few, and looks each up by its key even in a table
+                -- that it believes to be empty
+                limit cardinality($1::uuid[])) as o
             where m.id = o.id and (m.status = 'sending' and m.token = o.token
                 -- the relay has it, whatever was decided for want of knowing that
                 or o.status = 'sent' and m.status in ('queued', 'unknown', 'failed'))
-            returning m.id, m.attempts
-        ), line as (
-            insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text,
-                relay_message_id, latency_ms, error)
-            select o.id, o.kind, u.attempts, o.relay, o.phase, o.reply_code, o.reply_text, o.relay_message_id,
-                o.latency_ms, o.error
-            from outcome o join updated u on u.id = o.id
+            returning m.id, m.attempts, o.n, o.error
         )
-        select id from updated
+        insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text,
+            relay_message_id, latency_ms, error)
+        select id, ($10::text[])[n], attempts, ($11::text[])[n], ($12::text[])[n], ($13::smallint[])[n], ($14::text[])[n],
+            ($15::text[])[n], ($16::bigint[])[n], error
+        from updated
+        returning message_id
         "#,
         &c.id,
         &c.token,
-        &c.status,
+        &c.status as _,
         &c.counted,
         &c.due_in as _,
         &c.held,
-        &c.settlement,
+        &c.settlement as _,
         &c.reason as _,
         &c.sent_at as _,
-        &c.kind,
-        &c.relay,
+        &c.kind as _,
+        &c.relay as _,
         &c.phase as _,
         &c.reply_code as _,
         &c.reply_text as _,
@@ -212,7 +215,7 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
              on m.id = o.id and m.token = o.token and m.status = o.status",
             &c.id,
             &c.token,
-            &c.status
+            &c.status as _
         )
         .fetch_all(pool)
         .await?;
@@ -244,28 +247,28 @@ async fn tell_late(pool: &PgPool, row: &OutcomeRow) -> Result<(), StoreError> {
 }
 
 #[derive(Default)]
-struct Columns {
+struct Columns<'a> {
     id: Vec<Uuid>,
     token: Vec<Uuid>,
-    status: Vec<String>,
+    status: Vec<&'static str>,
     counted: Vec<i32>,
     due_in: Vec<Option<f64>>,
     held: Vec<bool>,
-    settlement: Vec<String>,
-    reason: Vec<Option<String>>,
+    settlement: Vec<&'static str>,
+    reason: Vec<Option<&'static str>>,
     sent_at: Vec<Option<DateTime<Utc>>>,
-    kind: Vec<String>,
-    relay: Vec<String>,
-    phase: Vec<Option<String>>,
+    kind: Vec<&'static str>,
+    relay: Vec<&'a str>,
+    phase: Vec<Option<&'static str>>,
     reply_code: Vec<Option<i16>>,
-    reply_text: Vec<Option<String>>,
-    relay_message_id: Vec<Option<String>>,
+    reply_text: Vec<Option<&'a str>>,
+    relay_message_id: Vec<Option<&'a str>>,
     latency_ms: Vec<Option<i64>>,
-    error: Vec<Option<String>>,
+    error: Vec<Option<&'a str>>,
 }
 
-impl Columns {
-    fn push(&mut self, row: &OutcomeRow) {
+impl<'a> Columns<'a> {
+    fn push(&mut self, row: &'a OutcomeRow) {
         let (status, due_in, sent_at, latency, reason) = match &row.status {
             NewStatus::Sent { at, latency } => ("sent", None, Some(*at), Some(*latency), None),
             NewStatus::Queued { due_in } => ("queued", Some(*due_in), None, None, None),
@@ -276,20 +279,20 @@ impl Columns {
         let settlement = if sent_at.is_some() { "none" } else { "pending" };
         self.id.push(row.id);
         self.token.push(row.token);
-        self.status.push(status.to_owned());
+        self.status.push(status);
         self.counted.push(i32::from(row.counted));
         self.due_in.push(due_in.map(|d| d.as_secs_f64()));
         self.held.push(row.status == NewStatus::Held);
-        self.settlement.push(settlement.to_owned());
-        self.reason.push(reason.map(|r| r.name().to_owned()));
+        self.settlement.push(settlement);
+        self.reason.push(reason.map(Reason::name));
         self.sent_at.push(sent_at);
-        self.kind.push(row.kind.to_owned());
-        self.relay.push(row.relay.clone());
-        self.phase.push(row.phase.map(|p| p.name().to_owned()));
+        self.kind.push(row.kind);
+        self.relay.push(&row.relay);
+        self.phase.push(row.phase.map(Phase::name));
         self.reply_code.push(row.reply.as_ref().and_then(|r| i16::try_from(r.code).ok()));
-        self.reply_text.push(row.reply.as_ref().map(|r| r.text.clone()));
-        self.relay_message_id.push(row.reply.as_ref().and_then(|r| r.relay_message_id().map(str::to_owned)));
+        self.reply_text.push(row.reply.as_ref().map(|r| r.text.as_str()));
+        self.relay_message_id.push(row.reply.as_ref().and_then(Reply::relay_message_id));
         self.latency_ms.push(latency.map(|d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)));
-        self.error.push(row.error.clone());
+        self.error.push(row.error.as_deref());
     }
 }
