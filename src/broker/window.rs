@@ -44,11 +44,8 @@ impl Window {
 
     /// Counts a delivery of this size. True: it is time to subscribe anew.
     pub(super) fn observe(&mut self, bytes: usize) -> bool {
-        self.estimate = if bytes >= self.estimate {
-            bytes
-        } else {
-            self.estimate - (self.estimate - bytes).div_ceil(DECAY)
-        };
+        self.estimate =
+            if bytes >= self.estimate { bytes } else { self.estimate - (self.estimate - bytes).div_ceil(DECAY) };
         self.seen = self.seen.saturating_add(1);
         let fitting = u16::try_from(LANE_BYTES / self.estimate.max(1)).unwrap_or(u16::MAX);
         let fitting = fitting.max(WINDOW_MIN).min(self.full);
@@ -63,7 +60,8 @@ impl Window {
             fitting
         };
         // To grow by little is not worth a subscription.
-        let is_change = next < self.now || (next > self.now && (next == self.full || next >= self.now.saturating_mul(2)));
+        let is_change =
+            next < self.now || (next > self.now && (next == self.full || next >= self.now.saturating_mul(2)));
         if is_change {
             (self.now, self.seen) = (next, 0);
         }

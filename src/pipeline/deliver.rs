@@ -4,6 +4,7 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use uuid::Uuid;
@@ -216,7 +217,7 @@ impl Pipeline {
         message: &Message<'_>,
         index: usize,
         claim: &Claim,
-    ) -> Result<(EmailAddress, Arc<[u8]>), String> {
+    ) -> Result<(EmailAddress, Bytes), String> {
         let fresh = message.rendering.words.as_ref().ok().map(Arc::as_ref);
         // What an earlier try said is said again, whatever has become of the template since.
         let words: &Words = claim.words.as_ref().or(fresh).ok_or("there is nothing to send")?;
@@ -234,7 +235,7 @@ impl Pipeline {
     }
 
     /// Words and files become bytes.
-    pub(super) fn make(&self, making: &Making<'_>) -> Result<(EmailAddress, Arc<[u8]>), String> {
+    pub(super) fn make(&self, making: &Making<'_>) -> Result<(EmailAddress, Bytes), String> {
         let to = making.recipient.address.clone().map_err(|bad| bad.error.to_string())?;
         let request = making.request;
         let files: Vec<mime::FilePart<'_>> = request
