@@ -47,6 +47,9 @@ mod pending;
 /// Messages that may be what takes the daemon down.
 mod quarantine;
 
+/// Bytes at work.
+mod budget;
+
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -54,12 +57,13 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use self::{decode::Decoded, pending::Tries, quarantine::Suspicion, render::Rendering};
 pub use self::{
+    budget::Budget,
     memory::Memory,
     quarantine::Quarantine,
     settle::{Settlement, dead_letter_headers},
 };
+use self::{budget::recipients_at_once, decode::Decoded, pending::Tries, quarantine::Suspicion, render::Rendering};
 use crate::{
     broker::{Delivery, Publisher, Topology},
     config::{MailConfig, PipelineConfig},
@@ -72,8 +76,6 @@ use crate::{
     templates::Catalogue,
 };
 
-/// Recipients of one request that are sent to side by side.
-const RECIPIENTS_AT_ONCE: usize = 8;
 /// A message that crashed a stage this often by itself is parked.
 const CRASHES_MAX: i32 = 3;
 
@@ -99,6 +101,8 @@ pub struct Pipeline {
     pub metrics: Arc<Metrics>,
     /// Messages under suspicion.
     pub quarantine: Quarantine,
+    /// Bytes of large messages that are worked on at once.
+    pub budget: Budget,
     /// What went out while the database was away.
     pub memory: Memory,
     /// Where that is told, and written into the audit.
@@ -170,8 +174,14 @@ impl Pipeline {
         let _in_flight = self.metrics.in_flight(lane);
         async {
             faults::reached(Point::Consumed);
-            if self.is_paused(lane) {
-                // Its consumer is being cancelled.
+            // Held to the end, when nothing of the message is left.
+            let share = tokio::select! {
+                biased;
+                share = self.budget.share(lane, delivery.body.len()) => Some(share),
+                () = self.stop.cancelled() => None,
+            };
+            if share.is_none() || self.is_paused(lane) {
+                // The daemon stops, or its consumer is being cancelled.
                 return self.settle(delivery, Settlement::HandBack.into(), None).await;
             }
             // What is rare is boxed, here and below: a task is as large as its largest path, and every one would be moved.
@@ -338,7 +348,7 @@ impl Pipeline {
             (Some(only), true) => vec![only.await],
             (last, _) => {
                 journeys.extend(last);
-                stream::iter(journeys).buffered(RECIPIENTS_AT_ONCE).collect().await
+                stream::iter(journeys).buffered(recipients_at_once(delivery.body.len())).collect().await
             }
         };
         Ok(message.carried(&fates))

@@ -14,6 +14,11 @@ use crate::{
     templates::Catalogue,
 };
 
+/// As EMAIL_MAX_ATTACHMENT_SIZE_MB counts.
+const MB: usize = 1024 * 1024;
+/// Larger attachments are better sent by reference.
+const INLINE_MB: usize = 1;
+
 struct Finding {
     what: String,
     result: Result<String, String>,
@@ -30,6 +35,7 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     findings.push(Finding { what: "templates".to_owned(), result: templates });
     findings.extend(relays(&config).await);
 
+    let notes: Vec<String> = config.warnings.iter().cloned().chain(attachments(&config)).collect();
     let is_sound = findings.iter().all(|f| f.result.is_ok());
     if context.is_json {
         let items: Vec<Value> = findings
@@ -39,7 +45,7 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
                 Err(words) => json!({ "what": f.what, "ok": false, "words": words }),
             })
             .collect();
-        Session::print_json(&json!({ "ok": is_sound, "items": items, "warnings": config.warnings }))?;
+        Session::print_json(&json!({ "ok": is_sound, "items": items, "warnings": notes }))?;
     } else {
         for finding in &findings {
             match &finding.result {
@@ -47,11 +53,22 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
                 Err(words) => outln!("WRONG  {:<12} {words}", finding.what),
             }
         }
-        for warning in &config.warnings {
-            outln!("note   {warning}");
+        for note in &notes {
+            outln!("note   {note}");
         }
     }
     Ok(if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is allowed may still be unwise.
+fn attachments(config: &Config) -> Option<String> {
+    let limit_mb = config.pipeline.attachment_bytes_max / MB;
+    (limit_mb > INLINE_MB).then(|| {
+        format!(
+            "EMAIL_MAX_ATTACHMENT_SIZE_MB allows {limit_mb} MB: send attachments above {INLINE_MB} MB by reference. Inline \
+             they pass through the broker's memory and disk, and a lane holds few such messages at once"
+        )
+    })
 }
 
 async fn broker(config: &Config) -> Result<String, String> {

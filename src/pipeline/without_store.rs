@@ -16,8 +16,9 @@ use futures_util::{StreamExt, stream};
 use uuid::Uuid;
 
 use super::{
-    Carried, Fate, Halt, Pipeline, RECIPIENTS_AT_ONCE,
+    Carried, Fate, Halt, Pipeline,
     admit::{Message, attachment_rows},
+    budget::recipients_at_once,
     decode::Decoded,
     memory::Known,
     pending::{Left, Pending, Tries},
@@ -66,7 +67,8 @@ impl Pipeline {
         self.metrics.accepted(envelope.lane, rendering.label());
         let pending = envelope.pending.as_deref().and_then(Pending::read);
         let journeys = (0..message.len()).map(|index| self.one_without_store(&message, index, pending.as_ref()));
-        let fates: Vec<Fate> = stream::iter(journeys.collect::<Vec<_>>()).buffered(RECIPIENTS_AT_ONCE).collect().await;
+        let at_once = recipients_at_once(delivery.body.len());
+        let fates: Vec<Fate> = stream::iter(journeys.collect::<Vec<_>>()).buffered(at_once).collect().await;
         Ok(message.carried(&fates))
     }
 
