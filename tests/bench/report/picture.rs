@@ -21,11 +21,11 @@ const REACHED_MAX: f64 = 2.0;
 
 const STYLE: &str = "
 svg { font: 13px system-ui, sans-serif; } .ground { fill: #ffffff; }
-text { fill: #1f2937; } .head { font-size: 16px; font-weight: 600; } .small { fill: #6b7280; font-size: 12px; }
+text { fill: #1f2937; stroke: #ffffff; stroke-width: 3px; paint-order: stroke; } .head { font-size: 16px; font-weight: 600; } .small { fill: #6b7280; font-size: 12px; }
 .met { fill: #15803d; } .missed { fill: #b91c1c; } .ours { fill: #2563eb; } .theirs { fill: #9ca3af; }
 line { stroke: #6b7280; stroke-dasharray: 4 3; }
 @media (prefers-color-scheme: dark) {
-.ground { fill: #111827; } text { fill: #e5e7eb; } .small { fill: #9ca3af; } line { stroke: #9ca3af; }
+.ground { fill: #111827; } text { fill: #e5e7eb; stroke: #111827; } .small { fill: #9ca3af; } line { stroke: #9ca3af; }
 .met { fill: #4ade80; } .missed { fill: #f87171; } .ours { fill: #60a5fa; } .theirs { fill: #6b7280; }
 }";
 
@@ -70,7 +70,7 @@ fn draw(
         writeln!(svg, "<line x1=\"{x}\" x2=\"{x}\" y1=\"{top}\" y2=\"{bottom}\"/>")?;
         text(svg, x, top - 4.0, "small", "middle", "target")?;
     }
-    panel(svg, MARGIN + rates_top, "Mails a second, medians", rates)?;
+    panel(svg, MARGIN + rates_top, "Mails a second, medians (÷ by the yardstick's)", rates)?;
     let facts = |facts: &super::Facts| {
         facts.iter().map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
     };
