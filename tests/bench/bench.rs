@@ -157,7 +157,7 @@ async fn filled_audit(stage: Stage<'_>, report: &mut Report) -> Option<String> {
         Ok(Some(name)) => Some(name),
         Ok(None) => {
             let why = format!(
-                "{} rows have to be filled in once, some ten minutes and 15 GB: --full or --only growth",
+                "{} rows have to be filled in once, some four minutes and 14 GB: --full or --only growth",
                 rows::with_spaces(args.audit_rows)
             );
             report.absent.push(Absent { row: Name::Growth, why });

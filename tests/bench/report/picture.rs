@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 
 use super::{Report, number};
 
-const WIDTH: f64 = 1100.0;
+const WIDTH: f64 = 1160.0;
 const MARGIN: f64 = 24.0;
 /// Where bars begin; titles end here.
-const BARS: f64 = 530.0;
+const BARS: f64 = 590.0;
 /// Where bars end; figures stand behind them.
-const BARS_END: f64 = 880.0;
+const BARS_END: f64 = 940.0;
 const LINE: f64 = 26.0;
 const BAR: f64 = 14.0;
 const HEAD: f64 = 44.0;
@@ -63,13 +63,15 @@ fn draw(
     )?;
     writeln!(svg, "<style>{STYLE}\n</style>")?;
     writeln!(svg, "<rect class=\"ground\" width=\"100%\" height=\"100%\"/>")?;
-    let bottom = panel(svg, MARGIN, "Targets: how much of each was reached", targets)?;
     if !targets.is_empty() {
+        // Before the bars and their words, which must stay legible.
         let x = BARS + (BARS_END - BARS) / REACHED_MAX;
         let top = MARGIN + HEAD - 12.0;
+        let bottom = MARGIN + HEAD + targets.len() as f64 * LINE;
         writeln!(svg, "<line x1=\"{x}\" x2=\"{x}\" y1=\"{top}\" y2=\"{bottom}\"/>")?;
         text(svg, x, top - 4.0, "small", "middle", "target")?;
     }
+    panel(svg, MARGIN, "Targets: how much of each was reached", targets)?;
     panel(svg, MARGIN + rates_top, "Mails a second, medians (÷ by the yardstick's)", rates)?;
     let facts = |facts: &super::Facts| {
         facts.iter().map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
@@ -79,10 +81,10 @@ fn draw(
     writeln!(svg, "</svg>")
 }
 
-/// Draws the bars below each other; returns where they end.
-fn panel(svg: &mut String, top: f64, head: &str, bars: &[Bar]) -> Result<f64, std::fmt::Error> {
+/// Draws the bars below each other.
+fn panel(svg: &mut String, top: f64, head: &str, bars: &[Bar]) -> std::fmt::Result {
     if bars.is_empty() {
-        return Ok(top);
+        return Ok(());
     }
     text(svg, MARGIN, top + 12.0, "head", "start", head)?;
     for (index, bar) in bars.iter().enumerate() {
@@ -96,7 +98,7 @@ fn panel(svg: &mut String, top: f64, head: &str, bars: &[Bar]) -> Result<f64, st
         )?;
         text(svg, BARS + width + 8.0, y + BAR - 3.0, "", "start", &bar.words)?;
     }
-    Ok(top + HEAD + bars.len() as f64 * LINE)
+    Ok(())
 }
 
 fn targets(report: &Report) -> Vec<Bar> {
