@@ -25,7 +25,7 @@ runs on the machine slows all senders down, not equally; how much of the machine
 pub(crate) struct Args {
     /// Mails of 2 kB that a daemon carries in each run, all queued before it starts; rows that are slower by nature carry
     /// a fixed part of it.
-    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(20..))]
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(400..))]
     pub(crate) mails: u64,
     /// Runs of each row, in turn with its yardstick; the tables show medians.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]

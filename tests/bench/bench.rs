@@ -54,6 +54,7 @@ use std::{future::Future, process::ExitCode};
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     args::Args,
@@ -95,10 +96,12 @@ async fn main() -> ExitCode {
 
 async fn services_and_report(args: &Args) -> anyhow::Result<Report> {
     let services = Services::from_environment().await?;
-    // Interrupted or failed, what was made on the servers is removed.
+    let mut terminated = signal(SignalKind::terminate())?;
+    // Interrupted or failed, no child stays behind, and what was made on the servers is removed.
     let measured = tokio::select! {
         measured = measure(args, &services) => measured,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        _ = terminated.recv() => Err(anyhow::anyhow!("terminated")),
     };
     let removed = services.remove_sites().await;
     let report = measured?;
@@ -154,7 +157,7 @@ async fn filled_audit(stage: Stage<'_>, report: &mut Report) -> Option<String> {
         Ok(Some(name)) => Some(name),
         Ok(None) => {
             let why = format!(
-                "{} rows have to be filled in once, some ten minutes and 15 GB: --full or --only growth",
+                "{} rows have to be filled in once, some four minutes and 14 GB: --full or --only growth",
                 rows::with_spaces(args.audit_rows)
             );
             report.absent.push(Absent { row: Name::Growth, why });

@@ -134,8 +134,9 @@ fn summary(work: &Work, record: &Record, used: &Used, started: DateTime<Utc>) ->
     let path_ms = used.path_ms.unwrap_or(0.0);
     Ok(Run {
         mails: work.mails,
-        // Between the first and the last lie all but one.
-        mails_per_second: (work.mails - 1) as f64 / seconds(first, last),
+        // The first mail of every connection arrives at about the same time, so that between the first of all and the last lie
+        // all but those.
+        mails_per_second: work.mails.saturating_sub(work.connections.into()) as f64 / seconds(first, last),
         wall_seconds: seconds(started, last),
         cpu_ms_per_thousand: per_thousand(used.daemons_ms),
         start_to_first_mail_ms: Some(seconds(started, first) * 1000.0),

@@ -180,7 +180,7 @@ fn one_connection(args: &Args) -> Contest {
     if !is_wanted(args, Name::OneConnection) {
         return Vec::new();
     }
-    let mails = (args.mails / 4).max(20);
+    let mails = part_of(args, 4);
     vec![
         source(args, "source-one", "", Content::Notice, 1, mails),
         Spec {
@@ -198,7 +198,7 @@ fn distant(args: &Args) -> Contest {
         key,
         title: format!("relay {} ms away, {title}", ROUND_TRIP.as_millis()),
         sender: Sender::Daemons(Work {
-            mails: (args.mails / (4 * round_trips)).max(20),
+            mails: part_of(args, 4 * round_trips),
             relay: Relay::Distant { pipelining },
             ..Work::usual(args)
         }),
@@ -218,7 +218,7 @@ fn large(args: &Args, row: Name, key: &'static str, title: &str, content: Conten
     if !is_wanted(args, row) {
         return Vec::new();
     }
-    let mails = (args.mails / part).max(20);
+    let mails = part_of(args, part);
     let own = if row == Name::Pdf { "pdf" } else { "attachment" };
     vec![
         source(args, key, &format!(", as large as {title}"), content, args.connections, mails),
@@ -229,6 +229,11 @@ fn large(args: &Args, row: Name, key: &'static str, title: &str, content: Conten
             yardstick: Some(Yardstick::Row(key)),
         },
     ]
+}
+
+/// Fewer mails, for a row that is slow; still several on each connection.
+fn part_of(args: &Args, part: u64) -> u64 {
+    (args.mails / part).max(u64::from(args.connections) * 5)
 }
 
 /// 10 000 000, for people.

@@ -167,6 +167,16 @@ impl Services {
         self.run(format!("drop database if exists {name} with (force)")).await
     }
 
+    /// Drops every database whose name begins so.
+    pub(crate) async fn drop_databases_like(&self, beginning: &str) -> anyhow::Result<()> {
+        let found = sqlx::query_scalar("select datname::text from pg_database where starts_with(datname, $1)");
+        let names: Vec<String> = found.bind(beginning).fetch_all(&self.admin).await?;
+        for name in names {
+            self.drop_database(&name).await?;
+        }
+        Ok(())
+    }
+
     /// Writes out what earlier runs left in memory, so that no run pays for another's rows.
     pub(crate) async fn checkpoint(&self) -> anyhow::Result<()> {
         self.run("checkpoint".to_owned()).await

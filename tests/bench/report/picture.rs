@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 
 use super::{Report, number};
 
-const WIDTH: f64 = 1100.0;
+const WIDTH: f64 = 1160.0;
 const MARGIN: f64 = 24.0;
 /// Where bars begin; titles end here.
-const BARS: f64 = 530.0;
+const BARS: f64 = 590.0;
 /// Where bars end; figures stand behind them.
-const BARS_END: f64 = 880.0;
+const BARS_END: f64 = 940.0;
 const LINE: f64 = 26.0;
 const BAR: f64 = 14.0;
 const HEAD: f64 = 44.0;
@@ -21,11 +21,11 @@ const REACHED_MAX: f64 = 2.0;
 
 const STYLE: &str = "
 svg { font: 13px system-ui, sans-serif; } .ground { fill: #ffffff; }
-text { fill: #1f2937; } .head { font-size: 16px; font-weight: 600; } .small { fill: #6b7280; font-size: 12px; }
+text { fill: #1f2937; stroke: #ffffff; stroke-width: 3px; paint-order: stroke; } .head { font-size: 16px; font-weight: 600; } .small { fill: #6b7280; font-size: 12px; }
 .met { fill: #15803d; } .missed { fill: #b91c1c; } .ours { fill: #2563eb; } .theirs { fill: #9ca3af; }
 line { stroke: #6b7280; stroke-dasharray: 4 3; }
 @media (prefers-color-scheme: dark) {
-.ground { fill: #111827; } text { fill: #e5e7eb; } .small { fill: #9ca3af; } line { stroke: #9ca3af; }
+.ground { fill: #111827; } text { fill: #e5e7eb; stroke: #111827; } .small { fill: #9ca3af; } line { stroke: #9ca3af; }
 .met { fill: #4ade80; } .missed { fill: #f87171; } .ours { fill: #60a5fa; } .theirs { fill: #6b7280; }
 }";
 
@@ -63,14 +63,16 @@ fn draw(
     )?;
     writeln!(svg, "<style>{STYLE}\n</style>")?;
     writeln!(svg, "<rect class=\"ground\" width=\"100%\" height=\"100%\"/>")?;
-    let bottom = panel(svg, MARGIN, "Targets: how much of each was reached", targets)?;
     if !targets.is_empty() {
+        // Before the bars and their words, which must stay legible.
         let x = BARS + (BARS_END - BARS) / REACHED_MAX;
         let top = MARGIN + HEAD - 12.0;
+        let bottom = MARGIN + HEAD + targets.len() as f64 * LINE;
         writeln!(svg, "<line x1=\"{x}\" x2=\"{x}\" y1=\"{top}\" y2=\"{bottom}\"/>")?;
         text(svg, x, top - 4.0, "small", "middle", "target")?;
     }
-    panel(svg, MARGIN + rates_top, "Mails a second, medians", rates)?;
+    panel(svg, MARGIN, "Targets: how much of each was reached", targets)?;
+    panel(svg, MARGIN + rates_top, "Mails a second, medians (÷ by the yardstick's)", rates)?;
     let facts = |facts: &super::Facts| {
         facts.iter().map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
     };
@@ -79,10 +81,10 @@ fn draw(
     writeln!(svg, "</svg>")
 }
 
-/// Draws the bars below each other; returns where they end.
-fn panel(svg: &mut String, top: f64, head: &str, bars: &[Bar]) -> Result<f64, std::fmt::Error> {
+/// Draws the bars below each other.
+fn panel(svg: &mut String, top: f64, head: &str, bars: &[Bar]) -> std::fmt::Result {
     if bars.is_empty() {
-        return Ok(top);
+        return Ok(());
     }
     text(svg, MARGIN, top + 12.0, "head", "start", head)?;
     for (index, bar) in bars.iter().enumerate() {
@@ -96,7 +98,7 @@ fn panel(svg: &mut String, top: f64, head: &str, bars: &[Bar]) -> Result<f64, st
         )?;
         text(svg, BARS + width + 8.0, y + BAR - 3.0, "", "start", &bar.words)?;
     }
-    Ok(top + HEAD + bars.len() as f64 * LINE)
+    Ok(())
 }
 
 fn targets(report: &Report) -> Vec<Bar> {

@@ -130,7 +130,7 @@ pub(crate) fn verdicts(report: &Report, args: &Args) -> Vec<Verdict> {
         (
             Name::Distant,
             Verdict::new(
-                "relay 20 ms away, PIPELINING: mails ÷ one a round trip, connection",
+                "relay 20 ms away, PIPELINING: mails ÷ one per round trip and connection",
                 Side::AtLeast,
                 0.85,
                 "",
@@ -141,7 +141,7 @@ pub(crate) fn verdicts(report: &Report, args: &Args) -> Vec<Verdict> {
         (
             Name::DistantPlain,
             Verdict::new(
-                "relay 20 ms away, no PIPELINING: mails ÷ one a four round trips, connection",
+                "relay 20 ms away, no PIPELINING: mails ÷ one per 4 round trips and connection",
                 Side::AtLeast,
                 0.9,
                 "",
