@@ -189,7 +189,7 @@ fn every_row_of_the_outcome_table() {
         (cut(Phase::Content), COUNTED),
         (cut(Phase::FinalDot), "unknown"),
         (SendReport::NotCapable { missing: "no SMTPUTF8".into() }, "rejected"),
-        (SendReport::Withdrawn { why: "it is past expires_at".into() }, "deferred"),
+        (SendReport::Withdrawn { why: "it is past expires_at".into() }, PLATFORM),
         // Never produced; must not be a success, and after the dot nobody knows.
         (refusal(Phase::FinalDot, "354 go"), "unknown"),
         (refusal(Phase::Rcpt, "250 ok"), COUNTED),
