@@ -60,8 +60,9 @@ fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
     // The pipeline says what it knows; what the broker put here by itself is asked for the rest.
     let is_poison = header(h::REASON).as_deref() == Some(Reason::Poison.name());
     let request = match header(h::REQUEST_ID) {
-        // Whoever reads it dies, or may have died of it.
-        None if is_poison || delivery.envelope.redelivered => None,
+        // Whoever reads it dies, or may have died of it, unless the pipeline has read it and says what is wrong with it.
+        None if is_poison => None,
+        None if delivery.envelope.redelivered && header(h::REASON).is_none() => None,
         Some(_) => None,
         None => readable(delivery),
     };

@@ -65,8 +65,9 @@ fn attachments(config: &Config) -> Option<String> {
     let limit_mb = config.pipeline.attachment_bytes_max / MB;
     (limit_mb > INLINE_MB).then(|| {
         format!(
-            "EMAIL_MAX_ATTACHMENT_SIZE_MB allows {limit_mb} MB: send attachments above {INLINE_MB} MB by reference. Inline \
-             they pass through the broker's memory and disk, and a lane holds few such messages at once"
+            "EMAIL_MAX_ATTACHMENT_SIZE_MB allows {limit_mb} MB: attachments above {INLINE_MB} MB are better sent by reference \
+             (which this version cannot fetch yet). Inline they pass through the broker's memory and disk, and a lane holds \
+             few such messages at once"
         )
     })
 }

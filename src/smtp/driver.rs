@@ -40,10 +40,7 @@ pub(super) async fn drive(relay: Arc<Relay>, lane: Lane, connection: Connection)
     loop {
         let mut job = None;
         if let Some(open) = connection.take() {
-            match wait(&relay, lane, open).await {
-                Waited::Job(next, open) => (job, connection) = (Some(next), Some(open)),
-                Waited::Ended => {}
-            }
+            (job, connection) = wait(&relay, lane, open).await.unzip();
         }
         // The place of whoever comes now is on this connection, though it must be opened again.
         let Some(job) = job.or_else(|| line.leave_or_take()) else {
@@ -74,21 +71,15 @@ pub(super) async fn drive(relay: Arc<Relay>, lane: Lane, connection: Connection)
     }
 }
 
-/// How a wait for a mail ended.
-enum Waited {
-    Job(Job, Connection),
-    Ended,
-}
-
-/// Waits for the next mail: as long as the relay keeps the connection, and the settings say.
-async fn wait(relay: &Relay, lane: Lane, mut connection: Connection) -> Waited {
+/// Waits for the next mail: as long as the relay keeps the connection, and the settings say. Nothing: it is closed.
+async fn wait(relay: &Relay, lane: Lane, mut connection: Connection) -> Option<(Job, Connection)> {
     let line = relay.lanes.get(lane);
     for signs_of_life in 0.. {
         let until = Instant::now() + relay.idle_max;
         tokio::select! {
             biased;
-            job = line.next() => return Waited::Job(job, connection),
-            () = connection.ends() => return Waited::Ended,
+            job = line.next() => return Some((job, connection)),
+            () = connection.ends() => return None,
             () = relay.closing.cancelled() => break,
             () = tokio::time::sleep_until(until) => {}
         }
@@ -98,7 +89,7 @@ async fn wait(relay: &Relay, lane: Lane, mut connection: Connection) -> Waited {
         }
     }
     connection.quit().await;
-    Waited::Ended
+    None
 }
 
 /// This mail, and all that follow it in the same flight.

@@ -137,7 +137,7 @@ pub fn draft(mut wire: wire::EmailRequest) -> Draft {
 fn heavy_pdf() -> Bytes {
     let whole = requests::pdf();
     let mut bytes = whole[..9].to_vec();
-    for line in 0..1500 {
+    for line in 0..6000 {
         bytes.extend_from_slice(format!("% {line:06} so that one write does not carry it all, nor two\n").as_bytes());
     }
     bytes.extend_from_slice(&whole[9..]);
