@@ -68,10 +68,11 @@ async fn a_whole_window_of_large_messages_after_small_ones_arrives_whole_and_onc
     let large: Vec<wire::EmailRequest> = (0..12).map(large_invoice).collect();
     post.broker.publish_all(&large).await;
     until_prefetch(&post.broker, 2).await;
-    // Two are at work and two wait for their turn; the rest is back in the queue, although the window had room for all.
+    // Two are at work and at most two wait for their turn, which is the broker's to say; the rest is back in the queue,
+    // although the window had room for all.
     until("the others are handed back", async || {
         let depth = post.broker.depth("email.standard").await;
-        depth.is_some_and(|depth| depth.ready == 8)
+        depth.is_some_and(|depth| (8..=10).contains(&depth.ready))
     })
     .await;
     assert!(post.daemon().metric("email_in_flight", &["lane=\"standard\""]).await <= 2.0);
