@@ -10,7 +10,7 @@
 //! Invariant: success is a 2xx reply to the final dot and nothing else.
 //! Invariant: a connection that owes a reply, or that said anything out of turn, is closed and never used again.
 //! Invariant: lanes share neither connections nor permits; they share what is known about a relay's health, and its pace.
-//! Deliberately absent: opportunistic TLS, several recipients in one transaction, CHUNKING, sending twice what may have been accepted.
+//! Deliberately absent: opportunistic TLS, several recipients in one transaction, sending twice what may have been accepted.
 
 /// What the relay answered: bytes to replies, and replies to outcomes.
 pub mod reply;
