@@ -54,6 +54,9 @@ pub mod dead;
 /// Sending them on their way again.
 pub mod replay;
 
+/// What providers told of mails.
+pub mod feedback;
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -74,6 +77,7 @@ pub use self::{
     claim::{Admission, AttachmentRow, Claim, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, Words},
     crashes::Crashes,
     fault::StoreError,
+    feedback::{Kept, Receipt},
     held::AtWork,
     outcome::{Finish, NewStatus, OutcomeRow},
     standing::UnknownRule,
@@ -88,6 +92,8 @@ const BATCH_CONNECTIONS: u32 = 2;
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The same for the fast lane's claims and outcomes: an incident goes on without a database that is only silent.
 const FAST_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for what providers tell: Amazon SNS waits 15 s for an answer, and repeats what had none.
+const FEEDBACK_LIMIT: Duration = Duration::from_secs(10);
 /// A database that was not looked for this long is sound.
 const SOUND_AFTER: Duration = Duration::from_secs(30);
 /// Beyond this many looks the pause is the longest anyway.
@@ -127,6 +133,7 @@ pub enum StoreHealth {
 struct Gatherers {
     fast: LaneGatherers,
     others: LaneGatherers,
+    feedback: gather::Gatherer<feedback::Receipt, feedback::Kept>,
 }
 
 struct LaneGatherers {
@@ -150,6 +157,14 @@ impl LaneGatherers {
     }
 }
 
+fn start_feedback(pool: &PgPool) -> gather::Gatherer<feedback::Receipt, feedback::Kept> {
+    let pool = pool.clone();
+    gather::Gatherer::start(FEEDBACK_LIMIT, move |batch| {
+        let pool = pool.clone();
+        async move { feedback::keep_batch(&pool, &batch).await }
+    })
+}
+
 impl Store {
     /// Prepares the pools; connects when first needed, so that a daemon can start while the database is away.
     ///
@@ -164,6 +179,7 @@ impl Store {
         let gatherers = Gatherers {
             fast: LaneGatherers::start(&fast_pool, worker_id, limit_of(Lane::Fast)),
             others: LaneGatherers::start(&batch_pool, worker_id, limit_of(Lane::Standard)),
+            feedback: start_feedback(&pool),
         };
         Ok(Arc::new(Self {
             pool,
