@@ -17,6 +17,8 @@ create table webhook_events (
     -- when to look for its mail; null: done, or given up
     next_look_at timestamptz default now(),
     looks int not null default 0,
+    -- whether it gave any header or tag of the mail back
+    has_marks boolean,
     -- null: no mail of ours is known for it
     matched_at timestamptz,
     unique (provider, provider_event_id)

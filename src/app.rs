@@ -23,6 +23,7 @@ use crate::{
     },
     config::Config,
     email::{Lane, PerLane},
+    feedback,
     http::{self, Admin},
     journal::{Journal, JournalError},
     metrics::Metrics,
@@ -155,6 +156,9 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     }
     tasks.spawn(Arc::clone(&journal).keep(end.clone()));
     tasks.spawn(Arc::clone(&store).follow_suppressions(end.clone()));
+    if config.http.webhook_addr.is_some() {
+        tasks.spawn(feedback::follow(Arc::clone(&store), Arc::clone(&metrics), Arc::default(), end.clone()));
+    }
     let pauses = Pauses::follow(&store, &end);
     let pipeline = Arc::new(Pipeline {
         rules: config.pipeline.clone(),
@@ -164,8 +168,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         relays: Arc::clone(&relays),
         publishers,
         topology,
-        // Nothing listens for feedback yet, so nothing is worth waiting for.
-        has_feedback: false,
+        has_feedback: config.http.webhook_addr.is_some(),
         metrics,
         quarantine: Quarantine::default(),
         budget: Budget::default(),

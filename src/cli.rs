@@ -28,6 +28,9 @@ mod dead;
 /// `postrider dead replay`.
 mod replay;
 
+/// `postrider feedback`.
+pub mod feedback;
+
 /// `postrider check`.
 mod check;
 
@@ -105,6 +108,9 @@ enum Command {
     /// Show what failed for good, and send it on its way again.
     #[command(subcommand)]
     Dead(dead::Command),
+    /// Show what the provider did not tell, and what it told of nobody.
+    #[command(subcommand)]
+    Feedback(feedback::Command),
     /// Bring the database's schema up to date.
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
@@ -146,6 +152,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Templates(command) => templates::run(&context, command).await,
         Command::Messages(args) => audit::messages(&context, args).await,
         Command::Dead(command) => dead::run(&context, command).await,
+        Command::Feedback(command) => feedback::run(&context, command).await,
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
     };

@@ -29,6 +29,9 @@ pub mod status;
 /// What the relay said, and what that means.
 pub mod outcome;
 
+/// What a provider tells of a mail afterwards, and where the mail stands by it.
+pub mod feedback;
+
 pub use address::{AddressError, EmailAddress};
 pub use envelope::Envelope;
 pub use lane::{Lane, PerLane, Priority};

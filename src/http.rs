@@ -18,6 +18,10 @@ mod templates;
 /// `/api/v1/email/messages`.
 mod messages;
 
+/// `/api/v1/email/feedback`.
+mod feedback;
+
+pub use feedback::report_json;
 pub use messages::message_json;
 
 use std::sync::Arc;
@@ -82,7 +86,8 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/templates", get(templates::list))
         .route("/templates/{key}", get(templates::show))
         .route("/templates/{key}/test", post(templates::test))
-        .route("/messages", get(messages::list));
+        .route("/messages", get(messages::list))
+        .route("/feedback/report", get(feedback::report));
     Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))

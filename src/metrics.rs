@@ -14,7 +14,7 @@ use opentelemetry::{
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use crate::{email::Lane, smtp::Relays};
+use crate::{email::Lane, smtp::Relays, store::Applied};
 
 /// What all instruments belong to.
 const METER: &str = "postrider";
@@ -36,6 +36,8 @@ pub struct Metrics {
     deadline_missed: Counter<u64>,
     in_flight: UpDownCounter<i64>,
     without_store: Counter<u64>,
+    feedback: Counter<u64>,
+    feedback_resolved: Counter<u64>,
 }
 
 /// The exporter could not be set up.
@@ -95,6 +97,16 @@ impl Metrics {
                     "Tries of the fast lane while the database was away; maybe_repeated: nobody could tell",
                 )
                 .build(),
+            feedback: meter
+                .u64_counter("email.feedback")
+                .with_description(
+                    "Events of providers that were applied, by kind; unmatched: their mail is not known (yet)",
+                )
+                .build(),
+            feedback_resolved: meter
+                .u64_counter("email.feedback_resolved")
+                .with_description("Mails whose outcome was not known, until an event told that the relay has them")
+                .build(),
             registry,
             provider,
         })
@@ -131,6 +143,14 @@ impl Metrics {
 
     pub(crate) fn without_store(&self, kind: &'static str) {
         self.without_store.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    pub(crate) fn feedback(&self, applied: &Applied) {
+        for kind in &applied.matched {
+            self.feedback.add(1, &[KeyValue::new("kind", *kind)]);
+        }
+        self.feedback.add(applied.unmatched as u64, &[KeyValue::new("kind", "unmatched")]);
+        self.feedback_resolved.add(applied.resolved as u64, &[]);
     }
 
     pub(crate) fn replayed(&self, lane: Lane) {

@@ -26,7 +26,7 @@ use mail_builder::{
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::email::{EmailAddress, Lane, attachment::is_content_id};
+use crate::email::{EmailAddress, Lane, attachment::is_content_id, feedback::Mark};
 
 /// Texts as headers write them.
 mod words;
@@ -145,7 +145,7 @@ pub fn build(parts: &MessageParts<'_>) -> Result<Vec<u8>, MimeError> {
         message = message.header("Auto-Submitted", Raw::new("auto-generated"));
     }
     let own = [
-        ("X-Postrider-Message", format!("{};attempt={}", parts.row_id, parts.attempt)),
+        (Mark::HEADER, Mark { row_id: parts.row_id, attempt: parts.attempt }.header()),
         ("X-Postrider-Request", parts.request_id.to_string()),
         ("X-Postrider-Template", format!("{}/{}", parts.template_key, parts.template_version)),
         ("X-Postrider-Lane", parts.lane.name().to_owned()),

@@ -77,7 +77,7 @@ pub use self::{
     claim::{Admission, AttachmentRow, Claim, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, Words},
     crashes::Crashes,
     fault::StoreError,
-    feedback::{Kept, Receipt},
+    feedback::{Kept, Receipt, apply::Applied},
     held::AtWork,
     outcome::{Finish, NewStatus, OutcomeRow},
     standing::UnknownRule,

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{Session, one_line, or_dash, table};
-use crate::{http::message_json, store::messages::MessageFilter};
+use crate::{
+    http::message_json,
+    store::messages::{MessageFilter, MessageSummary},
+};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -56,7 +59,7 @@ pub(super) async fn messages(context: &Session, args: MessagesArgs) -> anyhow::R
             m.status.clone(),
             m.attempts.to_string(),
             or_dash(m.latency_ms),
-            one_line(m.error.as_deref().or(m.subject.as_deref()).unwrap_or("-")),
+            one_line(fate(m).as_deref().or(m.error.as_deref()).or(m.subject.as_deref()).unwrap_or("-")),
         ]);
     }
     outln!("{rows}");
@@ -66,4 +69,14 @@ pub(super) async fn messages(context: &Session, args: MessagesArgs) -> anyhow::R
         outln!("{shown} of {more}{}; --limit shows more.", page.total);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the provider told of it that is no good news.
+fn fate(message: &MessageSummary) -> Option<String> {
+    if let Some(complaint_type) = &message.complaint_type {
+        return Some(format!("complaint: {complaint_type}"));
+    }
+    // One for now only may have been followed by a delivery.
+    let bounce_type = message.bounce_type.as_deref().filter(|_| message.status == "bounced")?;
+    Some(format!("{bounce_type} bounce: {}", message.bounce_subtype.as_deref().unwrap_or("-")))
 }

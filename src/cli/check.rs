@@ -35,7 +35,8 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     findings.push(Finding { what: "templates".to_owned(), result: templates });
     findings.extend(relays(&config).await);
 
-    let notes: Vec<String> = config.warnings.iter().cloned().chain(attachments(&config)).collect();
+    let feedback = if config.http.webhook_addr.is_some() { feedback(&config).await } else { None };
+    let notes: Vec<String> = config.warnings.iter().cloned().chain(attachments(&config)).chain(feedback).collect();
     let is_sound = findings.iter().all(|f| f.result.is_ok());
     if context.is_json {
         let items: Vec<Value> = findings
@@ -68,6 +69,23 @@ fn attachments(config: &Config) -> Option<String> {
             "EMAIL_MAX_ATTACHMENT_SIZE_MB allows {limit_mb} MB: attachments above {INLINE_MB} MB are better sent by reference \
              (which this version cannot fetch yet). Inline they pass through the broker's memory and disk, and a lane holds \
              few such messages at once"
+        )
+    })
+}
+
+/// An event that returns nothing of its mail is matched by the relay's id alone, which an outcome that got lost never told.
+async fn feedback(config: &Config) -> Option<String> {
+    let store = Store::new(&config.store, config.pipeline.lease).ok()?;
+    let seen = store.feedback_marks().await.ok()?;
+    if seen.events == 0 {
+        return Some("no event of SES has come yet: is the SNS topic subscribed to this daemon's webhook?".to_owned());
+    }
+    (seen.with_marks == 0).then(|| {
+        format!(
+            "none of the last {} events of SES gave a header or a tag of its mail back, so an unknown outcome cannot be \
+             settled by them: turn on \"include original headers\" for the notifications, or publish events through a \
+             configuration set, which returns the message's tags",
+            seen.events
         )
     })
 }

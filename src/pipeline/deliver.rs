@@ -11,7 +11,10 @@ use uuid::Uuid;
 
 use super::{Fate, Pipeline, admit::Message, pending::Tries};
 use crate::{
-    email::{AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, Status},
+    email::{
+        AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, Status,
+        feedback::Mark,
+    },
     faults::{self, Point},
     mime,
     retry::{self, Verdict},
@@ -118,6 +121,10 @@ impl Pipeline {
         if finish == Finish::LeaseLost {
             tracing::warn!(message.id = %claim.id, "the lease ran out while sending; whoever took the row over decides");
             return Fate::Busy(Tries { attempts: claim.attempts, deferrals: claim.deferrals });
+        }
+        if finish == Finish::Resolved {
+            tracing::info!(message.id = %claim.id, "feedback came before the outcome: the relay has the mail");
+            return Fate::Over(Status::Sent);
         }
         if let Some(words) = crash {
             return Fate::Crashed(words);
@@ -254,6 +261,9 @@ impl Pipeline {
             })
             .collect();
         let size: usize = files.iter().map(|a| a.bytes.len()).sum();
+        // SES takes it out again, and gives it back with each of its events.
+        let tags = self.has_feedback.then(|| Mark { row_id: making.row_id, attempt: making.attempt }.tags());
+        let tags = tags.as_deref().map(|tags| ("X-SES-MESSAGE-TAGS", tags));
         let parts = mime::MessageParts {
             from: &self.mail.from,
             from_name: self.mail.from_name.as_deref(),
@@ -273,7 +283,7 @@ impl Pipeline {
             template_version: making.template_version,
             lane: making.lane,
             auto_submitted: true,
-            extra: &[],
+            extra: tags.as_slice(),
         };
         let built = if size > BUILD_INLINE_BYTES_MAX {
             tokio::task::block_in_place(|| mime::build(&parts))

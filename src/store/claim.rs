@@ -293,6 +293,6 @@ fn fresh_standing(recipient: &RecipientClaim, status: Status) -> Standing {
     }
 }
 
-fn status_of(name: &str) -> Result<Status, StoreError> {
+pub(super) fn status_of(name: &str) -> Result<Status, StoreError> {
     Status::from_name(name).ok_or_else(|| StoreError::Away(format!("unknown status {name:?}: is the schema newer?")))
 }

@@ -2,6 +2,12 @@
 //!
 //! Invariant: a receipt is committed before its sender hears that it was taken, and each is taken once.
 
+/// Applies it.
+pub mod apply;
+
+/// What it did not tell.
+pub mod report;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
@@ -48,6 +54,22 @@ impl Store {
         receipt.body = receipt.body.replace('\0', "\u{fffd}");
         receipt.event_id = receipt.event_id.chars().filter(|&c| c != '\0').take(EVENT_ID_CHARS_MAX).collect();
         self.gatherers.feedback.call(receipt).await
+    }
+}
+
+impl Store {
+    /// Sets the receipt aside that waits longest: it cannot be applied. It stays stored, and in the report.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn give_up_feedback(&self) -> Result<(), StoreError> {
+        sqlx::query!(
+            "update webhook_events set next_look_at = null where id = (
+                select id from webhook_events where next_look_at <= now() order by next_look_at limit 1)"
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 }
 

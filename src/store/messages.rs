@@ -34,6 +34,14 @@ pub struct MessageSummary {
     pub status: String,
     /// When the relay took it.
     pub sent_at: Option<DateTime<Utc>>,
+    /// When the recipient's server took it, as the provider tells.
+    pub delivered_at: Option<DateTime<Utc>>,
+    /// `permanent` or `temporary`: how it came back, as the provider tells.
+    pub bounce_type: Option<String>,
+    /// The provider's word for why.
+    pub bounce_subtype: Option<String>,
+    /// The provider's word for what was complained about.
+    pub complaint_type: Option<String>,
     /// When the row was made.
     pub created_at: DateTime<Utc>,
     /// Which template.
@@ -96,8 +104,8 @@ impl Store {
         let ids = filter.request_ids.as_deref();
         let items = sqlx::query_as!(
             MessageSummary,
-            r#"select m.id, m.request_id, m.recipient_email as "to", m.subject, m.status, m.sent_at, m.created_at,
-                m.template_key, m.template_version, r.lane, m.attempts,
+            r#"select m.id, m.request_id, m.recipient_email as "to", m.subject, m.status, m.sent_at, m.delivered_at,
+                m.bounce_type, m.bounce_subtype, m.complaint_type, m.created_at, m.template_key, m.template_version, r.lane, m.attempts,
                 case when m.sent_at is not null
                     then (extract(epoch from m.sent_at - r.published_at) * 1000)::bigint end as latency_ms,
                 m.reason, m.error_message as error

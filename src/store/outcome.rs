@@ -4,7 +4,7 @@
 //! tell is merged where it settles an unknown outcome (the relay has the mail after all), and is a line of the timeline
 //! where somebody else has taken the row; it never makes a second send.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
@@ -83,6 +83,8 @@ impl Load for OutcomeRow {}
 pub enum Finish {
     /// It is recorded.
     Recorded,
+    /// Feedback has said meanwhile that the relay has it; what the try found out is a line of its timeline.
+    Resolved,
     /// The row is not ours any more: the lease ran out and somebody else decided.
     LeaseLost,
 }
@@ -206,44 +208,78 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
     )
     .fetch_all(pool)
     .await?;
-    let mut recorded = std::collections::HashSet::<Uuid>::from_iter(recorded);
-    if recorded.len() < batch.len() {
-        // Not in `sending` under our token: either this very outcome was committed before and only its answer was lost
-        // (the token is still ours), or somebody else has taken the row.
-        let ours = sqlx::query_scalar!(
-            "select m.id from email_messages m join unnest($1::uuid[], $2::uuid[], $3::text[]) as o (id, token, status)
-             on m.id = o.id and m.token = o.token and m.status = o.status",
-            &c.id,
-            &c.token,
-            &c.status as _
-        )
-        .fetch_all(pool)
-        .await?;
-        recorded.extend(ours);
-        for late in batch.iter().filter(|row| !recorded.contains(&row.id)) {
-            tell_late(pool, late).await?;
-        }
+    let mut answers: HashMap<Uuid, Finish> = recorded.into_iter().map(|id| (id, Finish::Recorded)).collect();
+    if answers.len() < batch.len() {
+        settle_rest(pool, batch, &c, &mut answers).await?;
     }
-    Ok(batch.iter().map(|row| if recorded.contains(&row.id) { Finish::Recorded } else { Finish::LeaseLost }).collect())
+    Ok(batch.iter().map(|row| answers.get(&row.id).copied().unwrap_or(Finish::LeaseLost)).collect())
 }
 
-/// Somebody else has the row, and decides; but what this worker knows, an operator shall see.
-async fn tell_late(pool: &PgPool, row: &OutcomeRow) -> Result<(), StoreError> {
+/// Those that were not in `sending` under our token: either this very outcome was committed before and only its answer was
+/// lost, or feedback was faster (in both cases the token is still ours), or somebody else has taken the row.
+async fn settle_rest(
+    pool: &PgPool,
+    batch: &[OutcomeRow],
+    c: &Columns<'_>,
+    answers: &mut HashMap<Uuid, Finish>,
+) -> Result<(), StoreError> {
+    let ours = sqlx::query!(
+        r#"select m.id, m.status = o.status and (m.status <> 'sent' or exists (
+                select from email_timeline t where t.message_id = m.id and t.kind = o.kind
+                    and t.relay_message_id is not distinct from o.relay_message_id)) as "recorded!"
+           from email_messages m
+           join unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
+            as o (id, token, status, kind, relay_message_id) on m.id = o.id and m.token = o.token
+           where m.status = o.status or m.status in ('sent', 'delivered', 'bounced', 'complaint')"#,
+        &c.id,
+        &c.token,
+        &c.status as _,
+        &c.kind as _,
+        &c.relay_message_id as _
+    )
+    .fetch_all(pool)
+    .await?;
+    for row in ours {
+        answers.entry(row.id).or_insert(if row.recorded { Finish::Recorded } else { Finish::Resolved });
+    }
+    for row in batch {
+        match answers.get(&row.id) {
+            Some(Finish::Resolved) => tell_beside(pool, row, None).await?,
+            None => tell_beside(pool, row, Some(LATE)).await?,
+            Some(Finish::Recorded | Finish::LeaseLost) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Somebody else has the row, or knew more, and decides; but what this worker found out, an operator shall see, and later
+/// feedback shall find its mail by.
+async fn tell_beside(pool: &PgPool, row: &OutcomeRow, remark: Option<&str>) -> Result<(), StoreError> {
     sqlx::query!(
-        "insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text, relay_message_id, error)
-         select id, $2, attempts, $3, $4, $5, $6, $7, $8 from email_messages where id = $1",
+        "insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text, relay_message_id,
+            latency_ms, error)
+         select id, $2, attempts, $3, $4, $5, $6, $7, $8, $9 from email_messages where id = $1",
         row.id,
         row.kind,
         row.relay,
         row.phase.map(Phase::name),
         row.reply.as_ref().and_then(|r| i16::try_from(r.code).ok()),
         row.reply.as_ref().map(|r| r.text.clone()),
-        row.reply.as_ref().and_then(|r| r.relay_message_id().map(str::to_owned)),
-        LATE
+        row.reply.as_ref().and_then(Reply::relay_message_id),
+        latency_of(&row.status),
+        remark.or(row.error.as_deref())
     )
     .execute(pool)
     .await?;
     Ok(())
+}
+
+/// From publish to the relay's 250, milliseconds, for what was sent.
+fn latency_of(status: &NewStatus) -> Option<i64> {
+    match status {
+        NewStatus::Sent { latency, .. } => Some(i64::try_from(latency.as_millis()).unwrap_or(i64::MAX)),
+        NewStatus::Queued { .. } | NewStatus::Unknown { .. } | NewStatus::Held | NewStatus::Failed { .. } => None,
+    }
 }
 
 #[derive(Default)]
@@ -269,12 +305,12 @@ struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     fn push(&mut self, row: &'a OutcomeRow) {
-        let (status, due_in, sent_at, latency, reason) = match &row.status {
-            NewStatus::Sent { at, latency } => ("sent", None, Some(*at), Some(*latency), None),
-            NewStatus::Queued { due_in } => ("queued", Some(*due_in), None, None, None),
-            NewStatus::Unknown { due_in } => ("unknown", Some(*due_in), None, None, Some(Reason::OutcomeUnknown)),
-            NewStatus::Held => ("unknown", None, None, None, Some(Reason::OutcomeUnknown)),
-            NewStatus::Failed { reason } => ("failed", None, None, None, Some(*reason)),
+        let (status, due_in, sent_at, reason) = match &row.status {
+            NewStatus::Sent { at, .. } => ("sent", None, Some(*at), None),
+            NewStatus::Queued { due_in } => ("queued", Some(*due_in), None, None),
+            NewStatus::Unknown { due_in } => ("unknown", Some(*due_in), None, Some(Reason::OutcomeUnknown)),
+            NewStatus::Held => ("unknown", None, None, Some(Reason::OutcomeUnknown)),
+            NewStatus::Failed { reason } => ("failed", None, None, Some(*reason)),
         };
         let settlement = if sent_at.is_some() { "none" } else { "pending" };
         self.id.push(row.id);
@@ -292,7 +328,7 @@ impl<'a> Columns<'a> {
         self.reply_code.push(row.reply.as_ref().and_then(|r| i16::try_from(r.code).ok()));
         self.reply_text.push(row.reply.as_ref().map(|r| r.text.as_str()));
         self.relay_message_id.push(row.reply.as_ref().and_then(Reply::relay_message_id));
-        self.latency_ms.push(latency.map(|d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)));
+        self.latency_ms.push(latency_of(&row.status));
         self.error.push(row.error.as_deref());
     }
 }

@@ -94,3 +94,5 @@ mod broker_replay;
 mod broker_replay_cut_off;
 
 mod broker_replay_plan;
+
+mod feedback_matching;

@@ -41,6 +41,9 @@ pub mod proxy;
 /// A line to the broker that loses what it is told to.
 pub mod frames;
 
+/// What Amazon SES tells.
+pub mod ses;
+
 /// Waiting for something to become true.
 pub mod wait;
 
