@@ -6,9 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use postrider::email::{Lane, Priority};
 use sqlx::{PgPool, Row as _, postgres::PgPoolOptions};
+use uuid::Uuid;
 
 use super::{
     args::Args,
@@ -35,6 +36,9 @@ pub(crate) struct Stage<'a> {
     /// For logs, counters and certificates.
     pub(crate) scratch: &'a Path,
 }
+
+/// What is measured was published at most so long before.
+const QUEUED_MAX: TimeDelta = TimeDelta::minutes(30);
 
 /// What the database says of the mails since a moment.
 pub(crate) struct Record {
@@ -124,6 +128,10 @@ async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow:
     summary(work, &record, &used, started)
 }
 
+fn first_id_of(at: DateTime<Utc>) -> Uuid {
+    Uuid::from_u128(u128::try_from(at.timestamp_millis()).unwrap_or(0) << 80)
+}
+
 fn summary(work: &Work, record: &Record, used: &Used, started: DateTime<Utc>) -> anyhow::Result<Run> {
     let (Some(first), Some(last)) = (record.first, record.last) else {
         bail!("the rows do not say when they were sent")
@@ -185,13 +193,15 @@ async fn until_all_through(
     }
 }
 
-/// Of the rows made since then; the audit may hold others.
+/// Of the rows made since then; the audit may hold millions of others, which must not be read for it.
 pub(crate) async fn record(database: &PgPool, since: DateTime<Utc>) -> anyhow::Result<Record> {
     let row = sqlx::query(
         "select count(*), count(*) filter (where status = 'sent'), min(sent_at), max(sent_at) from email_messages
-         where created_at >= $1",
+         where created_at >= $1 and id >= $2",
     )
     .bind(since)
+    // Ids begin with the time of publication, which was not long before.
+    .bind(first_id_of(since - QUEUED_MAX))
     .fetch_one(database)
     .await?;
     let number = |index: usize| anyhow::Ok(u64::try_from(row.try_get::<i64, _>(index)?)?);

@@ -127,13 +127,22 @@ async fn take_off(database: &PgPool) -> anyhow::Result<(Vec<String>, Vec<String>
 }
 
 /// Ids look random, as those of producers do, and are the same for the same number in every table.
-fn id(kind: &str) -> String {
-    format!("md5('{kind}' || n)::uuid")
+fn request_id() -> &'static str {
+    "md5('request' || n)::uuid"
 }
 
-/// A year's mails, evenly spread, the last of them an hour ago.
+/// Ids begin with the time, as the daemon's do: new rows come behind all others.
+fn message_id(rows: u64) -> String {
+    format!(
+        "(lpad(to_hex((extract(epoch from {at}) * 1000)::bigint), 12, '0') || '8' || substr(md5('message' || n), 1, 3)
+            || 'a' || substr(md5('message' || n), 4, 15))::uuid",
+        at = moment(rows)
+    )
+}
+
+/// A year's mails, evenly spread, the last of them two hours ago.
 fn moment(rows: u64) -> String {
-    format!("now() - interval '1 hour' - ({rows} - n) * (interval '365 days' / {rows})")
+    format!("date_trunc('hour', now()) - interval '1 hour' - ({rows} - n) * (interval '365 days' / {rows})")
 }
 
 fn statements(rows: u64) -> [String; 3] {
@@ -151,7 +160,7 @@ fn requests(rows: u64, bodies_from: u64) -> String {
                  'link_portal', 'https://portail.example.bj/factures/F-2026-' || n) end,
              {at}, {at}
          from generate_series(1, {rows}::bigint) n",
-        id = id("request"),
+        id = request_id(),
         at = moment(rows),
     )
 }
@@ -168,8 +177,8 @@ fn messages(rows: u64, bodies_from: u64) -> String {
              case when n > {bodies_from} then 'Bonjour Kossi Télécom ' || n || ',' || repeat(md5(n::text), 12) end,
              'sent', '<' || {id} || '@bench.example>', 1, {id}, {id}, {at}, 'bench', {at}, {at}
          from generate_series(1, {rows}::bigint) n",
-        id = id("message"),
-        request = id("request"),
+        id = message_id(rows),
+        request = request_id(),
         at = moment(rows),
     )
 }
@@ -179,7 +188,7 @@ fn timeline(rows: u64) -> String {
         "insert into email_timeline (message_id, at, kind, attempt, latency_ms, relay, phase, reply_code, reply_text)
          select {id}, {at}, 'sent', 1, 20 + n % 80, '127.0.0.1', 'final dot', 250, '2.0.0 Ok'
          from generate_series(1, {rows}::bigint) n",
-        id = id("message"),
+        id = message_id(rows),
         at = moment(rows),
     )
 }
