@@ -10,8 +10,12 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Store, StoreError, within_limit};
-use crate::email::Status;
+use super::{
+    Store, StoreError,
+    suppressions::{BY_RELAY, NewSuppression, suppress_in},
+    within_limit,
+};
+use crate::email::{Status, SuppressionReason};
 
 /// Serialises the daemons that write the journal.
 const JOURNAL_LOCK: i64 = 0x6a6f_7572_6e61_6c00;
@@ -129,6 +133,9 @@ pub struct Ended {
     pub reply_text: Option<String>,
     pub relay_message_id: Option<String>,
     pub error: Option<String>,
+    /// The relay refused the address for good.
+    #[serde(default)]
+    pub suppresses: bool,
     /// The broker has confirmed the copy or letter that it brings.
     pub is_settled: bool,
 }
@@ -193,6 +200,17 @@ impl Entry {
             Step::Sending => None,
             Step::Ended(ended) => Some((ended, Status::from_name(&ended.status).unwrap_or(Status::Unknown))),
         }
+    }
+
+    /// What a relay's refusal puts on the suppression list.
+    fn refused_address(&self) -> Option<NewSuppression> {
+        let ended = self.ended().map(|(ended, _)| ended).filter(|ended| ended.suppresses)?;
+        let hash = hex::decode(&self.recipient_hash).ok()?.try_into().ok()?;
+        let address = self.recipients.iter().find(|r| r.hash == self.recipient_hash).map(|r| r.email.clone());
+        Some(NewSuppression {
+            note: ended.reply_code.zip(ended.reply_text.as_deref()).map(|(code, text)| format!("{code} {text}")),
+            ..NewSuppression::new(hash, address, SuppressionReason::HardBounce, BY_RELAY.to_owned())
+        })
     }
 
     fn progress(&self) -> Progress {
@@ -312,6 +330,9 @@ async fn apply(tx: &mut PgConnection, received: &ReceivedEntry) -> Result<(), St
     keep_files(tx, entry, &received.files).await?;
     for (ordinal, recipient) in entry.recipients.iter().enumerate() {
         insert_recipient(tx, entry, ordinal, recipient).await?;
+    }
+    if let Some(refused) = entry.refused_address() {
+        suppress_in(tx, &[refused]).await?;
     }
     step(tx, entry, stored.generation > request.generation).await
 }

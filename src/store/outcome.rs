@@ -7,10 +7,15 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::{Store, StoreError, gather::Load};
+use super::{
+    Store, StoreError,
+    gather::Load,
+    suppressions::{NewSuppression, suppress_in},
+    whole::Whole,
+};
 use crate::email::{Lane, Phase, Reason, Reply};
 
 /// In the timeline, beside what a worker found out whose row somebody else had taken.
@@ -74,6 +79,8 @@ pub struct OutcomeRow {
     pub reply: Option<Reply>,
     /// For people.
     pub error: Option<String>,
+    /// The relay refused the address for good: it is on the suppression list from the same commit on.
+    pub suppression: Option<Box<NewSuppression>>,
 }
 
 impl Load for OutcomeRow {}
@@ -143,8 +150,25 @@ impl Store {
     }
 }
 
-/// Records a batch of outcomes in one statement; as in claims, values are picked out of their arrays by number.
+/// Records a batch of outcomes, and with them whom the relay refused for good; only then it takes more than one statement.
 pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<Vec<Finish>, StoreError> {
+    let refused: Vec<NewSuppression> = batch.iter().filter_map(|row| row.suppression.as_deref().cloned()).collect();
+    if refused.is_empty() {
+        let mut connection = pool.acquire().await?;
+        return record(&mut connection, batch).await;
+    }
+    let mut whole = Whole::of(pool).await?;
+    let mut tx = whole.connection().begin().await?;
+    let finished = record(&mut tx, batch).await?;
+    // What the relay said of an address is true whoever has the row by now.
+    suppress_in(&mut tx, &refused).await?;
+    tx.commit().await?;
+    whole.end();
+    Ok(finished)
+}
+
+/// One statement; as in claims, values are picked out of their arrays by number.
+async fn record(connection: &mut PgConnection, batch: &[OutcomeRow]) -> Result<Vec<Finish>, StoreError> {
     let mut c = Columns::default();
     let mut order: Vec<&OutcomeRow> = batch.iter().collect();
     order.sort_by_key(|row| row.id);
@@ -204,7 +228,7 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
         &c.latency_ms as _,
         &c.error as _,
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *connection)
     .await?;
     let mut recorded = std::collections::HashSet::<Uuid>::from_iter(recorded);
     if recorded.len() < batch.len() {
@@ -217,18 +241,18 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
             &c.token,
             &c.status as _
         )
-        .fetch_all(pool)
+        .fetch_all(&mut *connection)
         .await?;
         recorded.extend(ours);
         for late in batch.iter().filter(|row| !recorded.contains(&row.id)) {
-            tell_late(pool, late).await?;
+            tell_late(connection, late).await?;
         }
     }
     Ok(batch.iter().map(|row| if recorded.contains(&row.id) { Finish::Recorded } else { Finish::LeaseLost }).collect())
 }
 
 /// Somebody else has the row, and decides; but what this worker knows, an operator shall see.
-async fn tell_late(pool: &PgPool, row: &OutcomeRow) -> Result<(), StoreError> {
+async fn tell_late(connection: &mut PgConnection, row: &OutcomeRow) -> Result<(), StoreError> {
     sqlx::query!(
         "insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text, relay_message_id, error)
          select id, $2, attempts, $3, $4, $5, $6, $7, $8 from email_messages where id = $1",
@@ -241,7 +265,7 @@ async fn tell_late(pool: &PgPool, row: &OutcomeRow) -> Result<(), StoreError> {
         row.reply.as_ref().and_then(|r| r.relay_message_id().map(str::to_owned)),
         LATE
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }
