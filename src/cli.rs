@@ -28,6 +28,9 @@ mod dead;
 /// `postrider dead replay`.
 mod replay;
 
+/// `postrider suppressions`.
+mod suppressions;
+
 /// `postrider check`.
 mod check;
 
@@ -78,6 +81,7 @@ Examples:
   postrider messages --to ada@example.bj  did she get it?
   postrider dead list                     what failed for good, and why
   postrider dead replay ID                its cause is mended: send it again
+  postrider suppressions show ADDRESS     does she get any mail, and why not?
 
 Settings come from the environment (see .env.example); NAME_FILE reads NAME
 from a file. Exit codes: 0 done, 1 failed, 2 wrong command line, 78 wrong settings.";
@@ -105,6 +109,9 @@ enum Command {
     /// Show what failed for good, and send it on its way again.
     #[command(subcommand)]
     Dead(dead::Command),
+    /// Show who gets no mail, and put addresses on that list or take them off it.
+    #[command(subcommand)]
+    Suppressions(suppressions::Command),
     /// Bring the database's schema up to date.
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
@@ -146,6 +153,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Templates(command) => templates::run(&context, command).await,
         Command::Messages(args) => audit::messages(&context, args).await,
         Command::Dead(command) => dead::run(&context, command).await,
+        Command::Suppressions(command) => suppressions::run(&context, command).await,
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
     };
@@ -178,12 +186,21 @@ impl Session {
     /// A store to search for a person in: with the key of the hashes if there is one, and that person's hash.
     async fn store_to_search(&self, to: Option<&str>) -> anyhow::Result<(Arc<Store>, Option<[u8; 32]>)> {
         let Some(to) = to else { return Ok((self.store_without_key().await?, None)) };
-        let address = EmailAddress::parse(to).context("--to")?;
+        self.store_to_search_for(to, "--to").await.map(|(store, hash)| (store, Some(hash)))
+    }
+
+    /// The same for a person who is always named; `argument` says where on the command line.
+    async fn store_to_search_for(
+        &self,
+        person: &str,
+        argument: &'static str,
+    ) -> anyhow::Result<(Arc<Store>, [u8; 32])> {
+        let address = EmailAddress::parse(person).context(argument)?;
         let store = self.store().await?;
         // With another key nothing would be found, and "no" would be the wrong answer.
         store.verify_hash_key().await?;
         let hash = store.address_hash(&address.key());
-        Ok((store, Some(hash)))
+        Ok((store, hash))
     }
 
     fn keyless(&self) -> anyhow::Result<StoreConfig> {

@@ -18,7 +18,11 @@ mod templates;
 /// `/api/v1/email/messages`.
 mod messages;
 
+/// `/api/v1/email/suppressions`.
+mod suppressions;
+
 pub use messages::message_json;
+pub use suppressions::{suppression_change_json, suppression_json};
 
 use std::sync::Arc;
 
@@ -82,7 +86,14 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/templates", get(templates::list))
         .route("/templates/{key}", get(templates::show))
         .route("/templates/{key}/test", post(templates::test))
-        .route("/messages", get(messages::list));
+        .route("/messages", get(messages::list))
+        .route("/suppressions", get(suppressions::list).post(suppressions::add))
+        .route("/suppressions/export", get(suppressions::file::export))
+        .route(
+            "/suppressions/import",
+            post(suppressions::file::import).layer(DefaultBodyLimit::max(suppressions::file::IMPORT_BYTES_MAX)),
+        )
+        .route("/suppressions/{id}", get(suppressions::show).delete(suppressions::lift));
     Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))

@@ -38,6 +38,8 @@ pub mod reload;
 
 pub mod publish;
 
+pub mod suppression_file;
+
 pub mod http;
 
 pub mod metrics;

@@ -87,6 +87,12 @@ mod broker_one_connection;
 
 mod broker_suppressed;
 
+mod broker_refused_address;
+
+mod suppression_list;
+
+mod admin_suppressions;
+
 mod broker_readme_program;
 
 mod broker_replay;
