@@ -238,10 +238,13 @@ async fn add(context: &Session, args: AddArgs) -> anyhow::Result<ExitCode> {
         (_, 1) => "Changed what was on the list",
         _ => "It is on the list already",
     };
-    let until = stands.and_then(|entry| entry.expires_at).map(|at| format!(", until {at}")).unwrap_or_default();
+    let ends = stands.and_then(|entry| entry.expires_at);
+    let until = ends.map(|at| format!(", until {}", at.format("%Y-%m-%d %H:%M UTC"))).unwrap_or_default();
     let stops = if reason.stops_transactional() { "every mail" } else { "marketing mail only" };
     outln!("{what}: {reason}{until}. It stops {stops}.");
-    if args.expires.is_some() && stands.is_some_and(|entry| entry.expires_at != args.expires) {
+    // The database counts microseconds.
+    let is_longer = |asked: DateTime<Utc>| ends.is_none_or(|at| at - asked > TimeDelta::seconds(1));
+    if args.expires.is_some_and(is_longer) {
         outln!("It lasts longer than you asked for: remove it first to make it shorter.");
     }
     Ok(ExitCode::SUCCESS)

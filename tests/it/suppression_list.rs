@@ -85,6 +85,10 @@ async fn an_entry_ends_and_is_renewed_and_never_shortened() {
     assert_eq!(unlimited["item"]["expires_at"], Value::Null, "{unlimited}");
     let request = post.publish(&ticket(ADA)).await;
     post.database.wait_for(request, "suppressed").await;
+    let for_people =
+        async |reason: &str| post.run(&["suppressions", "add", ADA, "--reason", reason, "--expires", "2d"]).await.out;
+    assert!(for_people("complaint").await.contains("longer than you asked for"));
+    assert!(!for_people("hard_bounce").await.contains("longer"), "it lasts as long as was asked");
     let past = post.run(&["suppressions", "add", ADA, "--expires", "2020-01-01"]).await;
     assert!(past.code == 2 && past.err.contains("to come"), "{past:?}");
     post.finish().await;

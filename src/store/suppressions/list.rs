@@ -120,7 +120,9 @@ impl Store {
                 "select address_hash, address, reason, category, source, note, expires_at, created_at from suppressions
                  where ($1::bytea is null or address_hash = $1) and ($2::text is null or reason = $2)
                     and ($3::text is null or source = $3 or starts_with(source, $3 || ':'))
-                    and ($4::timestamptz is null or (created_at, address_hash, reason, category) < ($4, $5, $6, $7))
+                    -- a plain comparison, which the index answers whatever the plan was made for
+                    and (created_at, address_hash, reason, category)
+                        < (coalesce($4, 'infinity'::timestamptz), coalesce($5, ''::bytea), coalesce($6, ''), coalesce($7, ''))
                  order by created_at desc, address_hash desc, reason desc, category desc limit $8",
                 hash,
                 reason,
@@ -201,11 +203,12 @@ impl Store {
         let reading = sqlx::query_as!(
             Row,
             "select address_hash, address, reason, category, source, note, expires_at, created_at from suppressions
-             where $1::bytea is null or (address_hash, reason, category) > ($1, $2, $3)
+             where (address_hash, reason, category) > ($1, $2, $3)
              order by address_hash, reason, category limit $4",
-            after.map(|after| after.address_hash.as_slice()),
-            after.map(|after| after.reason.name()),
-            after.map(|after| after.category.as_deref().unwrap_or_default()),
+            // Nothing is before the empty key.
+            after.map(|after| after.address_hash.as_slice()).unwrap_or_default(),
+            after.map(|after| after.reason.name()).unwrap_or_default(),
+            after.and_then(|after| after.category.as_deref()).unwrap_or_default(),
             limit
         )
         .fetch_all(&self.pool);
