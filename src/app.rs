@@ -23,6 +23,7 @@ use crate::{
     },
     config::Config,
     email::{Lane, PerLane},
+    feedback::{fetch::SystemResolver, front_door::FrontDoor, signers::SignersSetupError},
     http::{self, Admin},
     journal::{Journal, JournalError},
     metrics::Metrics,
@@ -72,6 +73,9 @@ pub enum AppError {
     /// TLS cannot be set up.
     #[error("{0}")]
     Tls(#[from] crate::smtp::TlsSetupError),
+    /// Messages of SNS cannot be verified.
+    #[error("{0}")]
+    Signers(#[from] SignersSetupError),
     /// Metrics cannot be set up.
     #[error("{0}")]
     Metrics(#[from] crate::metrics::MetricsError),
@@ -85,19 +89,41 @@ pub enum AppError {
 /// # Errors
 /// When it cannot start, or a part of it fails that it cannot do without.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
-    let listener = TcpListener::bind(config.http.admin_addr).await.map_err(|error| AppError::Listen {
-        setting: "ADMIN_ADDR",
-        addr: config.http.admin_addr,
-        error,
-    })?;
-    run_on(listener, config, stop).await
+    let listeners = Listeners::bind(&config).await?;
+    run_on(listeners, config, stop).await
 }
 
-/// The same on an admin listener that is bound already, for instance to a port that the system chose.
+/// Where requests arrive.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For operators.
+    pub admin: TcpListener,
+    /// For what providers tell; nothing: it is not wanted.
+    pub public: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// As configured.
+    ///
+    /// # Errors
+    /// When an address is taken or not ours.
+    pub async fn bind(config: &Config) -> Result<Self, AppError> {
+        let bind = async |setting, addr| {
+            TcpListener::bind(addr).await.map_err(|error| AppError::Listen { setting, addr, error })
+        };
+        let public = match config.feedback_addr() {
+            Some(addr) => Some(bind("WEBHOOK_ADDR", addr).await?),
+            None => None,
+        };
+        Ok(Self { admin: bind("ADMIN_ADDR", config.http.admin_addr).await?, public })
+    }
+}
+
+/// The same on listeners that are bound already, for instance to ports that the system chose.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
+pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
     let metrics = Arc::new(Metrics::new()?);
     let store = Store::new(&config.store, config.pipeline.lease)?;
     let relays = Relays::new(&config.smtp)?;
@@ -125,10 +151,22 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         rules: config.pipeline.clone(),
         starting: watch::Sender::new(Some("starting".to_owned())),
     });
-    if let Ok(addr) = listener.local_addr() {
+    if let Ok(addr) = listeners.admin.local_addr() {
         tracing::info!(%addr, "admin listener");
     }
-    tasks.spawn(http::serve(listener, Arc::clone(&admin), end.clone()));
+    tasks.spawn(http::serve(listeners.admin, Arc::clone(&admin), end.clone()));
+    let has_feedback = listeners.public.is_some();
+    if let Some(listener) = listeners.public {
+        if let Ok(addr) = listener.local_addr() {
+            tracing::info!(%addr, topics = config.sns.topics.len(), "public listener");
+        }
+        // Nobody applies what arrives yet.
+        let arrived = Arc::default();
+        let door =
+            FrontDoor::new(&config.sns, Arc::clone(&store), Arc::clone(&metrics), arrived, Arc::new(SystemResolver))?;
+        // It answers at once, if only that the sender should come again: a database that is away loses no feedback.
+        tasks.spawn(http::public::serve(listener, Arc::new(door), end.clone()));
+    }
 
     let Some(generation) = prepare(&config, &store, &catalogue, &admin.starting, &stop).await? else {
         return Ok(ExitCode::SUCCESS);
@@ -164,8 +202,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         relays: Arc::clone(&relays),
         publishers,
         topology,
-        // Nothing listens for feedback yet, so nothing is worth waiting for.
-        has_feedback: false,
+        has_feedback,
         metrics,
         quarantine: Quarantine::default(),
         budget: Budget::default(),

@@ -1,7 +1,7 @@
-//! The sidecar: the admin listener with its API, health and metrics.
+//! The sidecar: the admin listener with its API, health and metrics, and the public listener.
 //!
 //! Invariant: there is no route that sends a mail around the broker; a template test that sends is a request like any other.
-//! Invariant: every route but health and metrics needs a token.
+//! Invariant: every route of the admin listener but health and metrics needs a token.
 
 /// Who may do what.
 pub mod auth;
@@ -17,6 +17,9 @@ mod templates;
 
 /// `/api/v1/email/messages`.
 mod messages;
+
+/// The public listener.
+pub mod public;
 
 pub use messages::message_json;
 

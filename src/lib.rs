@@ -34,6 +34,8 @@ pub mod journal;
 
 pub mod replay;
 
+pub mod feedback;
+
 pub mod reload;
 
 pub mod publish;

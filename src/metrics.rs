@@ -36,6 +36,9 @@ pub struct Metrics {
     deadline_missed: Counter<u64>,
     in_flight: UpDownCounter<i64>,
     without_store: Counter<u64>,
+    webhook_received: Counter<u64>,
+    webhook_refused: Counter<u64>,
+    webhook_failed: Counter<u64>,
 }
 
 /// The exporter could not be set up.
@@ -95,6 +98,22 @@ impl Metrics {
                     "Tries of the fast lane while the database was away; maybe_repeated: nobody could tell",
                 )
                 .build(),
+            webhook_received: meter
+                .u64_counter("email.webhook_received")
+                .with_description("Messages that the webhook took, by what they came to")
+                .build(),
+            webhook_refused: meter
+                .u64_counter("email.webhook_refused")
+                .with_description(
+                    "Messages that the webhook refused for good, by reason: forged, or a setting is wrong",
+                )
+                .build(),
+            webhook_failed: meter
+                .u64_counter("email.webhook_failed")
+                .with_description(
+                    "Messages that the webhook could not take, so that their sender repeats them, by fault",
+                )
+                .build(),
             registry,
             provider,
         })
@@ -131,6 +150,18 @@ impl Metrics {
 
     pub(crate) fn without_store(&self, kind: &'static str) {
         self.without_store.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    pub(crate) fn webhook_received(&self, result: &'static str) {
+        self.webhook_received.add(1, &[KeyValue::new("result", result)]);
+    }
+
+    pub(crate) fn webhook_refused(&self, reason: &'static str) {
+        self.webhook_refused.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    pub(crate) fn webhook_failed(&self, fault: &'static str) {
+        self.webhook_failed.add(1, &[KeyValue::new("fault", fault)]);
     }
 
     pub(crate) fn replayed(&self, lane: Lane) {

@@ -1,6 +1,6 @@
 //! `postrider check`: is everything in order that a mail needs, and if not, what is wrong?
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -8,6 +8,7 @@ use super::Session;
 use crate::{
     broker::{BrokerError, Link, Topology, link::Purpose},
     config::{Config, TopologyMode},
+    feedback::{fetch::SystemResolver, signers::Signers, sns::SignatureVersion},
     reload,
     smtp::Relays,
     store::Store,
@@ -34,6 +35,7 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     findings.push(Finding { what: "database".to_owned(), result: database });
     findings.push(Finding { what: "templates".to_owned(), result: templates });
     findings.extend(relays(&config).await);
+    findings.extend(webhook(&config));
 
     let notes: Vec<String> = config.warnings.iter().cloned().chain(attachments(&config)).collect();
     let is_sound = findings.iter().all(|f| f.result.is_ok());
@@ -70,6 +72,29 @@ fn attachments(config: &Config) -> Option<String> {
              few such messages at once"
         )
     })
+}
+
+/// Nothing when none is wanted. SNS says where its certificate lies only when it sends something.
+fn webhook(config: &Config) -> Option<Finding> {
+    let addr = config.feedback_addr()?;
+    let result = match Signers::new(&config.sns, Arc::new(SystemResolver)) {
+        Ok(_) => {
+            let certificates = match config.sns.signing_cert_file {
+                Some(_) => "of SNS_SIGNING_CERT_FILE",
+                None => "fetched from SNS when it sends something",
+            };
+            let weakest = match config.sns.signature_version {
+                SignatureVersion::V1 => 1,
+                SignatureVersion::V2 => 2,
+            };
+            let topics = config.sns.topics.len();
+            Ok(format!(
+                "topics: {topics}, taken at {addr}; signatures of version {weakest} or stronger; certificates {certificates}"
+            ))
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    Some(Finding { what: "webhook".to_owned(), result })
 }
 
 async fn broker(config: &Config) -> Result<String, String> {

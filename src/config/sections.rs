@@ -8,11 +8,11 @@ use secrecy::SecretString;
 
 use super::{
     BrokerConfig, Config, EventsMode, Faults, HttpConfig, LogConfig, LogFormat, MailConfig, PipelineConfig, QueueType,
-    Settings, StoreConfig, TopologyMode, parse,
+    Settings, SnsConfig, StoreConfig, TopologyMode, parse,
     read::{Reader, Recorded, lane_name},
     relays::smtp,
 };
-use crate::email::Lane;
+use crate::{email::Lane, feedback::sns::SignatureVersion};
 
 /// The least lease that survives a database that is busy for a moment.
 const LEASE_SOUND: Duration = Duration::from_secs(10);
@@ -114,6 +114,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
     let mail = mail(r);
     let pipeline = pipeline(r);
     let http = http(r);
+    let sns = sns(r);
     let log = log(r);
     check_lanes(r);
     let mut warnings = r.settings.unknown_variables();
@@ -125,6 +126,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
         mail: mail?,
         pipeline: pipeline?,
         http: http?,
+        sns: sns?,
         log: log?,
         warnings,
     })
@@ -263,6 +265,32 @@ fn http(r: &mut Reader<'_>) -> Result<HttpConfig, Recorded> {
         r.fault("WEBHOOK_ADDR", "is the same as ADMIN_ADDR");
     }
     Ok(HttpConfig { admin_addr: admin_addr?, webhook_addr: webhook_addr?, tokens: tokens?.unwrap_or_default() })
+}
+
+fn sns(r: &mut Reader<'_>) -> Result<SnsConfig, Recorded> {
+    let topics = r.read_optional("SNS_TOPIC_ARNS", parse::topic_arns);
+    let signature_version =
+        r.read("SNS_SIGNATURE_VERSION", parse::one_of(&[("1", SignatureVersion::V1), ("2", SignatureVersion::V2)]));
+    let age_max = r.read("SNS_AGE_MAX", parse::message_age_max);
+    let signing_cert_file = r.read_optional("SNS_SIGNING_CERT_FILE", parse::ca_file);
+    let ca_file = r.read_optional("SNS_CA_FILE", parse::ca_file);
+    let has_address = r.peek("WEBHOOK_ADDR", parse::listen_address).is_some();
+    match &topics {
+        Ok(Some(_)) if !has_address => {
+            r.fault("SNS_TOPIC_ARNS", "is set without WEBHOOK_ADDR, where the topics' messages would arrive");
+        }
+        Ok(None) if has_address => {
+            r.warn("WEBHOOK_ADDR is set without SNS_TOPIC_ARNS: nobody's messages would be taken, so nothing listens there");
+        }
+        _ => {}
+    }
+    Ok(SnsConfig {
+        topics: topics?.unwrap_or_default(),
+        signature_version: signature_version?,
+        age_max: age_max?,
+        signing_cert_file: signing_cert_file?,
+        ca_file: ca_file?,
+    })
 }
 
 fn log(r: &mut Reader<'_>) -> Result<LogConfig, Recorded> {
