@@ -94,3 +94,11 @@ mod broker_replay;
 mod broker_replay_cut_off;
 
 mod broker_replay_plan;
+
+mod webhook_forgeries;
+
+mod webhook_certificates;
+
+mod webhook_receipts;
+
+mod webhook_limits;

@@ -41,6 +41,12 @@ pub mod proxy;
 /// A line to the broker that loses what it is told to.
 pub mod frames;
 
+/// A signer that is not our own code, in SNS's place.
+pub mod sns;
+
+/// The public listener, and the places that it may ask.
+pub mod webhook;
+
 /// Waiting for something to become true.
 pub mod wait;
 

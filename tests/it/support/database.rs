@@ -117,3 +117,10 @@ fn named(admin_url: &Url, database: &str) -> String {
     url.set_path(database);
     url.into()
 }
+
+impl Database {
+    /// How many receipts of feedback there are.
+    pub async fn receipts(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from webhook_events").fetch_one(&self.pool).await.expect("an answer")
+    }
+}
