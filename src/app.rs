@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     archive,
     broker::{
-        BrokerError, ConsumerState, Consumers, Drawer, Link, Publisher, Topology,
+        BrokerError, ConsumerState, Consumers, Drawer, Link, PipelinedPublisher, Publisher, Topology,
         consumer::{Pause, Subscription},
         link::Purpose,
         topology,
@@ -26,6 +26,7 @@ use crate::{
     http::{self, Admin},
     journal::{Journal, JournalError},
     metrics::Metrics,
+    outbox::Outbox,
     pipeline::{Budget, Memory, Pipeline, Quarantine},
     reload,
     smtp::Relays,
@@ -155,6 +156,9 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     }
     tasks.spawn(Arc::clone(&journal).keep(end.clone()));
     tasks.spawn(Arc::clone(&store).follow_suppressions(end.clone()));
+    let events = PipelinedPublisher::new(Arc::clone(&publish_link), topology.clone());
+    // Its last batch is after the last mail's outcome.
+    tasks.spawn(Outbox::new(Arc::clone(&store), events, Arc::clone(&metrics)).keep(end.clone()));
     let pauses = Pauses::follow(&store, &end);
     let pipeline = Arc::new(Pipeline {
         rules: config.pipeline.clone(),

@@ -192,6 +192,7 @@ impl Session {
             connections_max: 2,
             fast_connections_max: 1,
             hash_key: SecretString::from(String::new()),
+            events: self.settings.events()?,
         })
     }
 

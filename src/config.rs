@@ -143,6 +143,8 @@ pub struct StoreConfig {
     pub fast_connections_max: u32,
     /// `EMAIL_HASH_KEY`: keys the hash that stands for an address, at least 32 characters.
     pub hash_key: SecretString,
+    /// `EMAIL_EVENTS`: which events producers get (final).
+    pub events: EventsMode,
 }
 
 /// The relays and how they are spoken to.
@@ -255,8 +257,6 @@ pub struct PipelineConfig {
     pub rate_limit_transactional: RateLimit,
     /// `EMAIL_RATE_LIMIT_MARKETING`: mails of marketing templates to one person (`1/day`).
     pub rate_limit_marketing: RateLimit,
-    /// `EMAIL_EVENTS`: which events producers get (final).
-    pub events: EventsMode,
 }
 
 /// How many mails one person may get. Days and weeks are the calendar's, in `EMAIL_TIMEZONE`.

@@ -32,6 +32,8 @@ pub mod archive;
 
 pub mod journal;
 
+pub mod outbox;
+
 pub mod replay;
 
 pub mod reload;

@@ -52,6 +52,14 @@ impl Settings {
         self.part(|r| r.read("DATABASE_URL", parse::database_url))
     }
 
+    /// Which events changes make, for commands that change a mail's status.
+    ///
+    /// # Errors
+    /// When it is wrong.
+    pub fn events(&self) -> Result<EventsMode, Faults> {
+        self.part(events)
+    }
+
     /// What every mail carries.
     ///
     /// # Errors
@@ -162,12 +170,21 @@ fn store(r: &mut Reader<'_>) -> Result<StoreConfig, Recorded> {
     let connections_max = r.read("DATABASE_CONNECTIONS_MAX", parse::number(2..=200));
     let fast_connections_max = r.read("DATABASE_FAST_CONNECTIONS_MAX", parse::number(1..=50));
     let hash_key = r.read("EMAIL_HASH_KEY", parse::hash_key);
+    let events = events(r);
     Ok(StoreConfig {
         url: url?,
         connections_max: connections_max?,
         fast_connections_max: fast_connections_max?,
         hash_key: hash_key?,
+        events: events?,
     })
+}
+
+fn events(r: &mut Reader<'_>) -> Result<EventsMode, Recorded> {
+    r.read(
+        "EMAIL_EVENTS",
+        parse::one_of(&[("off", EventsMode::Off), ("final", EventsMode::Final), ("all", EventsMode::All)]),
+    )
 }
 
 fn mail(r: &mut Reader<'_>) -> Result<MailConfig, Recorded> {
@@ -207,10 +224,6 @@ fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
     let not_before_max = r.read("EMAIL_MAX_NOT_BEFORE_DAYS", parse::days(0..=365));
     let unknown_wait = r.read("EMAIL_UNKNOWN_WAIT_SECONDS", parse::seconds(0..=3600));
     let lease = r.read("EMAIL_LEASE_SECONDS", parse::seconds(1..=600));
-    let events = r.read(
-        "EMAIL_EVENTS",
-        parse::one_of(&[("off", EventsMode::Off), ("final", EventsMode::Final), ("all", EventsMode::All)]),
-    );
     let shutdown_grace = r.read("SHUTDOWN_GRACE_SECONDS", parse::seconds(1..=3600));
     let audit_retention = r.read("EMAIL_AUDIT_RETENTION_DAYS", parse::days(1..=3650));
     let anonymize_after = r.read("EMAIL_AUTO_ANONYMIZE_AFTER_DAYS", parse::days(1..=3650));
@@ -247,7 +260,6 @@ fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
         anonymize_after: anonymize_after?,
         rate_limit_transactional: rate_limit_transactional?,
         rate_limit_marketing: rate_limit_marketing?,
-        events: events?,
     })
 }
 

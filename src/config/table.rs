@@ -57,7 +57,7 @@ pub const SETTINGS: &[Setting] = &[
         .accepts("a postgres:// or postgresql:// URL, special characters percent-encoded")
         .private(),
     Setting::preset(Database, "DATABASE_CONNECTIONS_MAX", "10")
-        .meaning("Connections to the database, but for the fast lane's.")
+        .meaning("Connections to the database, but for the fast lane's and one that reads the outbox.")
         .accepts("2 to 200"),
     Setting::preset(Database, "DATABASE_FAST_CONNECTIONS_MAX", "3")
         .meaning("Connections to the database kept for the fast lane.")
@@ -173,7 +173,7 @@ pub const SETTINGS: &[Setting] = &[
         .meaning("How long a daemon that stopped keeps the mails it had claimed.")
         .accepts("1 to 600 seconds, from 10 on in production"),
     Setting::preset(Rules, "EMAIL_EVENTS", "final")
-        .meaning("Which events producers get on the exchange email.events.")
+        .meaning("Which events producers get on the exchange email.events: none, what is final, or every step.")
         .accepts("off, final or all"),
     Setting::preset(Retention, "EMAIL_AUDIT_RETENTION_DAYS", "365")
         .meaning("Days after which records are deleted.")

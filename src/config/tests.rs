@@ -78,7 +78,7 @@ fn what_is_required_is_enough_and_the_rest_has_its_default() {
     assert_eq!((pipeline.audit_retention, pipeline.anonymize_after), (seconds(365 * 86400), seconds(90 * 86400)));
     assert_eq!(pipeline.rate_limit_transactional, RateLimit::Unlimited);
     assert_eq!(pipeline.rate_limit_marketing, RateLimit::PerDay(1));
-    assert_eq!(pipeline.events, EventsMode::Final);
+    assert_eq!(config.store.events, EventsMode::Final);
     assert_eq!(config.http.admin_addr.to_string(), "127.0.0.1:8025");
     assert!(config.http.webhook_addr.is_none() && config.http.tokens.is_empty());
     assert_eq!((config.log.format, config.log.filter.as_str()), (LogFormat::Json, "info"));

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Store, StoreError, within_limit};
+use super::{Store, StoreError, events_setting, within_limit};
 use crate::email::Status;
 
 /// Serialises the daemons that write the journal.
@@ -235,6 +235,9 @@ impl Store {
             sqlx::query("set tcp_keepalives_interval = 5").execute(&mut connection).await?;
             sqlx::query("set tcp_keepalives_count = 3").execute(&mut connection).await?;
             sqlx::query("set idle_in_transaction_session_timeout = '60s'").execute(&mut connection).await?;
+            if let Some(setting) = events_setting(self.events) {
+                sqlx::raw_sql(setting).execute(&mut connection).await?;
+            }
             let is_ours = sqlx::query_scalar!("select pg_try_advisory_lock($1) as \"is_ours!\"", JOURNAL_LOCK)
                 .fetch_one(&mut connection)
                 .await?;
@@ -254,6 +257,7 @@ impl Store {
                 apply(&mut tx, received).await?;
             }
             tx.commit().await?;
+            self.outbox_written.notify_one();
             Ok(())
         };
         within_limit(applying).await
