@@ -28,6 +28,9 @@ mod dead;
 /// `postrider dead replay`.
 mod replay;
 
+/// `postrider events`.
+mod events;
+
 /// `postrider check`.
 mod check;
 
@@ -76,6 +79,7 @@ Examples:
   postrider publish --template support_ticket_created \\
       --to ada@example.bj --sample
   postrider messages --to ada@example.bj  did she get it?
+  postrider events tail                   what becomes of mails, as it happens
   postrider dead list                     what failed for good, and why
   postrider dead replay ID                its cause is mended: send it again
 
@@ -105,6 +109,9 @@ enum Command {
     /// Show what failed for good, and send it on its way again.
     #[command(subcommand)]
     Dead(dead::Command),
+    /// Hear what becomes of mails.
+    #[command(subcommand)]
+    Events(events::Command),
     /// Bring the database's schema up to date.
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
@@ -146,6 +153,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Templates(command) => templates::run(&context, command).await,
         Command::Messages(args) => audit::messages(&context, args).await,
         Command::Dead(command) => dead::run(&context, command).await,
+        Command::Events(command) => events::run(&context, command).await,
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
     };
