@@ -77,6 +77,12 @@ mod broker_cut_link;
 
 mod broker_topology;
 
+mod events_told;
+
+mod events_not_lost;
+
+mod events_tail;
+
 mod admin_api;
 
 mod command_line;

@@ -20,6 +20,9 @@ pub mod database;
 /// What the audit says.
 pub mod audit;
 
+/// Somebody who listens to events.
+pub mod events;
+
 /// The daemon in this process.
 pub mod daemon;
 
