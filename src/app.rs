@@ -16,17 +16,18 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     archive,
     broker::{
-        BrokerError, ConsumerState, Consumers, Drawer, Link, Publisher, Topology,
+        BrokerError, ConsumerState, Consumers, Drawer, Link, PipelinedPublisher, Publisher, Topology,
         consumer::{Pause, Subscription},
         link::Purpose,
         topology,
     },
     config::Config,
     email::{Lane, PerLane},
-    feedback,
+    feedback::{self, fetch::SystemResolver, front_door::FrontDoor, signers::SignersSetupError},
     http::{self, Admin},
     journal::{Journal, JournalError},
     metrics::Metrics,
+    outbox::Outbox,
     pipeline::{Budget, Memory, Pipeline, Quarantine},
     reload,
     smtp::Relays,
@@ -73,6 +74,9 @@ pub enum AppError {
     /// TLS cannot be set up.
     #[error("{0}")]
     Tls(#[from] crate::smtp::TlsSetupError),
+    /// Messages of SNS cannot be verified.
+    #[error("{0}")]
+    Signers(#[from] SignersSetupError),
     /// Metrics cannot be set up.
     #[error("{0}")]
     Metrics(#[from] crate::metrics::MetricsError),
@@ -86,19 +90,41 @@ pub enum AppError {
 /// # Errors
 /// When it cannot start, or a part of it fails that it cannot do without.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
-    let listener = TcpListener::bind(config.http.admin_addr).await.map_err(|error| AppError::Listen {
-        setting: "ADMIN_ADDR",
-        addr: config.http.admin_addr,
-        error,
-    })?;
-    run_on(listener, config, stop).await
+    let listeners = Listeners::bind(&config).await?;
+    run_on(listeners, config, stop).await
 }
 
-/// The same on an admin listener that is bound already, for instance to a port that the system chose.
+/// Where requests arrive.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For operators.
+    pub admin: TcpListener,
+    /// For what providers tell; nothing: it is not wanted.
+    pub public: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// As configured.
+    ///
+    /// # Errors
+    /// When an address is taken or not ours.
+    pub async fn bind(config: &Config) -> Result<Self, AppError> {
+        let bind = async |setting, addr| {
+            TcpListener::bind(addr).await.map_err(|error| AppError::Listen { setting, addr, error })
+        };
+        let public = match config.feedback_addr() {
+            Some(addr) => Some(bind("WEBHOOK_ADDR", addr).await?),
+            None => None,
+        };
+        Ok(Self { admin: bind("ADMIN_ADDR", config.http.admin_addr).await?, public })
+    }
+}
+
+/// The same on listeners that are bound already, for instance to ports that the system chose.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
+pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
     let metrics = Arc::new(Metrics::new()?);
     let store = Store::new(&config.store, config.pipeline.lease)?;
     let relays = Relays::new(&config.smtp)?;
@@ -126,10 +152,19 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         rules: config.pipeline.clone(),
         starting: watch::Sender::new(Some("starting".to_owned())),
     });
-    if let Ok(addr) = listener.local_addr() {
+    if let Ok(addr) = listeners.admin.local_addr() {
         tracing::info!(%addr, "admin listener");
     }
-    tasks.spawn(http::serve(listener, Arc::clone(&admin), end.clone()));
+    tasks.spawn(http::serve(listeners.admin, Arc::clone(&admin), end.clone()));
+    let has_feedback = listeners.public.is_some();
+    if let Some(listener) = listeners.public {
+        if let Ok(addr) = listener.local_addr() {
+            tracing::info!(%addr, topics = config.sns.topics.len(), "public listener");
+        }
+        let door = FrontDoor::new(&config.sns, Arc::clone(&store), Arc::clone(&metrics), Arc::new(SystemResolver))?;
+        // It answers at once, if only that the sender should come again: a database that is away loses no feedback.
+        tasks.spawn(http::public::serve(listener, Arc::new(door), end.clone()));
+    }
 
     let Some(generation) = prepare(&config, &store, &catalogue, &admin.starting, &stop).await? else {
         return Ok(ExitCode::SUCCESS);
@@ -156,9 +191,12 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     }
     tasks.spawn(Arc::clone(&journal).keep(end.clone()));
     tasks.spawn(Arc::clone(&store).follow_suppressions(end.clone()));
-    if config.http.webhook_addr.is_some() {
-        tasks.spawn(feedback::follow(Arc::clone(&store), Arc::clone(&metrics), Arc::default(), end.clone()));
+    if has_feedback {
+        tasks.spawn(feedback::follow::follow(Arc::clone(&store), Arc::clone(&metrics), end.clone()));
     }
+    let events = PipelinedPublisher::new(Arc::clone(&publish_link), topology.clone());
+    // Its last batch is after the last mail's outcome.
+    tasks.spawn(Outbox::new(Arc::clone(&store), events, Arc::clone(&metrics)).keep(end.clone()));
     let pauses = Pauses::follow(&store, &end);
     let pipeline = Arc::new(Pipeline {
         rules: config.pipeline.clone(),
@@ -168,7 +206,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         relays: Arc::clone(&relays),
         publishers,
         topology,
-        has_feedback: config.http.webhook_addr.is_some(),
+        has_feedback,
         metrics,
         quarantine: Quarantine::default(),
         budget: Budget::default(),

@@ -4,7 +4,7 @@
 //! away.
 //! Invariant: a letter is acknowledged after its row is committed, and archived once however often it arrives.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, TimeZone, Utc};
 use serde_json::json;
@@ -15,9 +15,17 @@ use crate::{
     broker::{Delivery, delivery::GENERATION, topology},
     email::Reason,
     pipeline::dead_letter_headers as h,
-    store::{Store, StoreError, dead::NewDeadLetter},
+    store::{
+        Store, StoreError,
+        dead::{NewDeadLetter, Unrouted},
+    },
     wire,
 };
+
+/// Source of an event about a request that names none.
+const NOBODY: &str = "unknown";
+/// Metadata that an event about a request echoes whose limits nobody has checked; what is larger is left out.
+const METADATA_BYTES_MAX: usize = 64 * 1024;
 
 /// Archives one delivery. While the database is away it stays in its queue.
 pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str) {
@@ -106,6 +114,20 @@ fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
         }),
         headers: json!(headers),
         body: delivery.body.to_vec(),
+        unrouted: (queue == topology::UNROUTED).then(|| unrouted(delivery, request.as_ref())),
+    }
+}
+
+/// What the event of a request says that no queue took. Its routing key may be anything, so the source must be a plain word.
+fn unrouted(delivery: &Delivery, request: Option<&wire::EmailRequest>) -> Unrouted {
+    let of_key = delivery.envelope.routing_key.split('.').next();
+    let is_plain = |word: &&str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
+    };
+    let source = request.map(|request| request.source.as_str()).filter(is_plain).or(of_key.filter(is_plain));
+    Unrouted {
+        source: source.unwrap_or(NOBODY).to_owned(),
+        metadata: request.map(|request| &request.metadata).filter(|m| is_echoable(m)).map(|m| json!(m)),
     }
 }
 
@@ -119,6 +141,7 @@ fn bare(letter: NewDeadLetter) -> NewDeadLetter {
         last_at: None,
         properties: json!({}),
         headers: json!({}),
+        unrouted: letter.unrouted.map(|told| Unrouted { metadata: None, ..told }),
         ..letter
     }
 }
@@ -128,6 +151,12 @@ fn readable(delivery: &Delivery) -> Option<wire::EmailRequest> {
         Some(wire::JSON) => wire::from_json(&delivery.body).ok(),
         _ => wire::from_protobuf(delivery.body.clone()).ok(),
     }
+}
+
+/// Whether metadata that nobody has checked can be kept for an event.
+fn is_echoable(metadata: &HashMap<String, String>) -> bool {
+    let texts = || metadata.iter().flat_map(|(name, value)| [name, value]);
+    texts().all(|text| !text.contains('\0')) && texts().map(String::len).sum::<usize>() <= METADATA_BYTES_MAX
 }
 
 /// PostgreSQL stores every character but this one.

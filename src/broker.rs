@@ -35,9 +35,17 @@ pub mod drawer;
 /// Confirmed publishing.
 pub mod publisher;
 
+/// The same for many small messages.
+pub mod pipelined;
+
+/// A look at what passes an exchange.
+pub mod tap;
+
 pub use consumer::{ConsumerState, Consumers};
 pub use delivery::{Delivery, SettleError};
 pub use drawer::{Drawer, Drawn};
 pub use link::{BrokerError, Link};
+pub use pipelined::PipelinedPublisher;
 pub use publisher::{Outgoing, Publisher};
+pub use tap::Tap;
 pub use topology::Topology;

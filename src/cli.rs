@@ -29,7 +29,13 @@ mod dead;
 mod replay;
 
 /// `postrider feedback`.
-pub mod feedback;
+mod feedback;
+
+/// `postrider suppressions`.
+mod suppressions;
+
+/// `postrider events`.
+mod events;
 
 /// `postrider check`.
 mod check;
@@ -79,8 +85,10 @@ Examples:
   postrider publish --template support_ticket_created \\
       --to ada@example.bj --sample
   postrider messages --to ada@example.bj  did she get it?
+  postrider events tail                   what becomes of mails, as it happens
   postrider dead list                     what failed for good, and why
   postrider dead replay ID                its cause is mended: send it again
+  postrider suppressions show ADDRESS     does she get any mail, and why not?
 
 Settings come from the environment (see .env.example); NAME_FILE reads NAME
 from a file. Exit codes: 0 done, 1 failed, 2 wrong command line, 78 wrong settings.";
@@ -111,6 +119,12 @@ enum Command {
     /// Show what the provider did not tell, and what it told of nobody.
     #[command(subcommand)]
     Feedback(feedback::Command),
+    /// Show who gets no mail, and put addresses on that list or take them off it.
+    #[command(subcommand)]
+    Suppressions(suppressions::Command),
+    /// Hear what becomes of mails.
+    #[command(subcommand)]
+    Events(events::Command),
     /// Bring the database's schema up to date.
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
@@ -153,6 +167,8 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Messages(args) => audit::messages(&context, args).await,
         Command::Dead(command) => dead::run(&context, command).await,
         Command::Feedback(command) => feedback::run(&context, command).await,
+        Command::Suppressions(command) => suppressions::run(&context, command).await,
+        Command::Events(command) => events::run(&context, command).await,
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
     };
@@ -185,12 +201,21 @@ impl Session {
     /// A store to search for a person in: with the key of the hashes if there is one, and that person's hash.
     async fn store_to_search(&self, to: Option<&str>) -> anyhow::Result<(Arc<Store>, Option<[u8; 32]>)> {
         let Some(to) = to else { return Ok((self.store_without_key().await?, None)) };
-        let address = EmailAddress::parse(to).context("--to")?;
+        self.store_to_search_for(to, "--to").await.map(|(store, hash)| (store, Some(hash)))
+    }
+
+    /// The same for a person who is always named; `argument` says where on the command line.
+    async fn store_to_search_for(
+        &self,
+        person: &str,
+        argument: &'static str,
+    ) -> anyhow::Result<(Arc<Store>, [u8; 32])> {
+        let address = EmailAddress::parse(person).context(argument)?;
         let store = self.store().await?;
         // With another key nothing would be found, and "no" would be the wrong answer.
         store.verify_hash_key().await?;
         let hash = store.address_hash(&address.key());
-        Ok((store, Some(hash)))
+        Ok((store, hash))
     }
 
     fn keyless(&self) -> anyhow::Result<StoreConfig> {
@@ -199,6 +224,7 @@ impl Session {
             connections_max: 2,
             fast_connections_max: 1,
             hash_key: SecretString::from(String::new()),
+            events: self.settings.events()?,
         })
     }
 

@@ -34,7 +34,10 @@ use std::{
 
 use secrecy::SecretString;
 
-use crate::email::{EmailAddress, PerLane, attachment::FileType};
+use crate::{
+    email::{EmailAddress, PerLane, attachment::FileType},
+    feedback::{sns::SignatureVersion, topic::TopicArn},
+};
 
 mod setting;
 
@@ -75,8 +78,10 @@ pub struct Config {
     pub mail: MailConfig,
     /// Limits and rules of the pipeline.
     pub pipeline: PipelineConfig,
-    /// The admin listener.
+    /// The listeners.
     pub http: HttpConfig,
+    /// Whose feedback is taken.
+    pub sns: SnsConfig,
     /// Logs.
     pub log: LogConfig,
     /// What is odd but not wrong, such as a name that looks like a setting and is none; for the log at start.
@@ -143,6 +148,8 @@ pub struct StoreConfig {
     pub fast_connections_max: u32,
     /// `EMAIL_HASH_KEY`: keys the hash that stands for an address, at least 32 characters.
     pub hash_key: SecretString,
+    /// `EMAIL_EVENTS`: which events producers get (final).
+    pub events: EventsMode,
 }
 
 /// The relays and how they are spoken to.
@@ -255,8 +262,6 @@ pub struct PipelineConfig {
     pub rate_limit_transactional: RateLimit,
     /// `EMAIL_RATE_LIMIT_MARKETING`: mails of marketing templates to one person (`1/day`).
     pub rate_limit_marketing: RateLimit,
-    /// `EMAIL_EVENTS`: which events producers get (final).
-    pub events: EventsMode,
 }
 
 /// How many mails one person may get. Days and weeks are the calendar's, in `EMAIL_TIMEZONE`.
@@ -286,10 +291,33 @@ pub enum EventsMode {
 pub struct HttpConfig {
     /// `ADMIN_ADDR` (default `127.0.0.1:8025`).
     pub admin_addr: SocketAddr,
-    /// `WEBHOOK_ADDR`; nothing: no public listener.
+    /// `WEBHOOK_ADDR`; nothing: no public listener. There is none without `SNS_TOPIC_ARNS` either.
     pub webhook_addr: Option<SocketAddr>,
     /// `ADMIN_TOKENS`: `name:role:token`, comma-separated; empty: nobody gets in.
     pub tokens: Vec<AdminToken>,
+}
+
+/// Amazon SNS, which carries the feedback of Amazon SES.
+#[derive(Debug, Clone)]
+pub struct SnsConfig {
+    /// `SNS_TOPIC_ARNS`: whose messages are taken; empty: nobody's.
+    pub topics: Vec<TopicArn>,
+    /// `SNS_SIGNATURE_VERSION`: the weakest signature that is taken (2).
+    pub signature_version: SignatureVersion,
+    /// `SNS_AGE_MAX`: how long ago a message may have been published (2 h: SNS repeats for an hour at most).
+    pub age_max: Duration,
+    /// `SNS_SIGNING_CERT_FILE`: certificates whose keys sign, PEM; with it none is ever fetched.
+    pub signing_cert_file: Option<PathBuf>,
+    /// `SNS_CA_FILE`: certificates to trust besides the system's, PEM.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Config {
+    /// Where what providers tell arrives; nothing: nowhere.
+    #[must_use]
+    pub fn feedback_addr(&self) -> Option<SocketAddr> {
+        self.http.webhook_addr.filter(|_| !self.sns.topics.is_empty())
+    }
 }
 
 /// One named bearer token.

@@ -23,7 +23,7 @@ pub mod identity;
 /// What a template made of it.
 pub mod rendered;
 
-/// Where a mail stands, and why it failed.
+/// Where a mail stands, why it failed, and why an address gets none.
 pub mod status;
 
 /// What the relay said, and what that means.
@@ -38,4 +38,4 @@ pub use lane::{Lane, PerLane, Priority};
 pub use outcome::{LinkFault, Outcome, Phase, Reply, SendReport};
 pub use rendered::{Manifest, RenderedEmail, TemplateKind, UnknownPolicy};
 pub use request::{Attachment, AttachmentContent, EmailRequest, PayloadHash, Recipient, settlement_id};
-pub use status::{Reason, Status};
+pub use status::{Reason, Status, SuppressionReason};

@@ -54,6 +54,8 @@ pub enum Point {
     ReplayCommitted,
     /// The broker has confirmed that copy; the database has not heard of it.
     ReplayConfirmed,
+    /// The broker has confirmed events; their rows are still in the outbox.
+    EventsConfirmed,
 }
 
 impl Point {
@@ -81,6 +83,9 @@ impl Point {
     /// Those of `postrider dead replay`.
     pub const REPLAY: [Self; 2] = [Self::ReplayCommitted, Self::ReplayConfirmed];
 
+    /// Those of the outbox.
+    pub const OUTBOX: [Self; 1] = [Self::EventsConfirmed];
+
     /// As `POSTRIDER_DIE_AT` spells it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -104,6 +109,7 @@ impl Point {
             Self::Acked => "acked",
             Self::ReplayCommitted => "replay_committed",
             Self::ReplayConfirmed => "replay_confirmed",
+            Self::EventsConfirmed => "events_confirmed",
         }
     }
 }
@@ -178,8 +184,12 @@ mod on_command {
             (None, Some((name, request))) => (name, Some(request.parse().ok()?), None),
             (None, None) => (text, None, None),
         };
-        let point = Point::ALL.into_iter().chain(Point::REPLAY).find(|point| point.name() == name)?;
+        let point = every_point().find(|point| point.name() == name)?;
         Some(Command { point, request, passages, passed: AtomicU64::new(0) })
+    }
+
+    fn every_point() -> impl Iterator<Item = Point> {
+        Point::ALL.into_iter().chain(Point::REPLAY).chain(Point::OUTBOX)
     }
 
     pub(super) fn reached(point: Point, request: Option<Uuid>) {
@@ -207,7 +217,7 @@ mod on_command {
         #[test]
         fn every_point_can_be_named_alone_counted_or_for_one_request() {
             let request = Uuid::from_u128(7);
-            for point in Point::ALL.into_iter().chain(Point::REPLAY) {
+            for point in every_point() {
                 let name = point.name();
                 let alone = read(name).expect("a point");
                 assert_eq!((alone.point, alone.request, alone.passages), (point, None, None));

@@ -1,78 +1,35 @@
-//! What became of mails after the relay took them, as their provider tells it.
+//! What the relay's provider tells of mails after it took them. Today that is Amazon SES, through SNS.
 //!
-//! Invariant: an event is stored before it is answered, and applied from the store: nothing is lost between the two, and what
-//! comes before its mail's row waits for it.
+//! ```text
+//! POST -> front_door: topic allowed? fresh? certificate's place? key (signers)? signature? -> Store::keep_feedback -> 200
+//! follow: what was kept -> ses: a neutral event -> Store::apply_feedback: its mail's row, timeline, suppressions
+//! ```
+//!
+//! Invariant: nothing is fetched, stored or followed before the topic is known to be ours and the place to be SNS's own.
+//! Invariant: an event is applied from the store, never from the request that brought it: nothing is lost between the two, and
+//! what comes before its mail's row waits for it.
+//! Invariant: what leaves the front door is the signed text of a message of an allowed topic, each MessageId once.
 
-/// Amazon SES: its events, read.
+/// From a request to a receipt: every check, in order.
+pub mod front_door;
+
+/// The envelope: its fields, and the text that is signed.
+pub mod sns;
+
+/// Topics, and the hosts and paths that may be asked for them.
+pub mod topic;
+
+/// What a signing certificate must satisfy, and what its key signed.
+pub mod certificate;
+
+/// The keys by their certificates' places: fetched once, or given in a file.
+pub mod signers;
+
+/// GET from a place that was checked, with limits.
+pub mod fetch;
+
+/// What was kept, applied to its mails.
+pub mod follow;
+
+/// Amazon SES: its events, as neutral ones.
 pub mod ses;
-
-use std::{sync::Arc, time::Duration};
-
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
-
-use crate::{
-    metrics::Metrics,
-    store::{Applied, Store, StoreError},
-};
-
-/// Receipts applied in one transaction.
-const BATCH: i64 = 256;
-/// Pause between two batches, so that what arrives meanwhile shares the next one.
-const GATHER: Duration = Duration::from_millis(50);
-/// How often to look for what another daemon stored, and for mails that were not known yet.
-const POLL: Duration = Duration::from_secs(1);
-
-/// Applies what was stored, until `stop`. `arrived` is told of each receipt that this daemon stores.
-pub async fn follow(store: Arc<Store>, metrics: Arc<Metrics>, arrived: Arc<Notify>, stop: CancellationToken) {
-    let mut batch = BATCH;
-    loop {
-        if store.is_up() {
-            match apply_once(&store, batch).await {
-                Ok(Some(applied)) => {
-                    metrics.feedback(&applied);
-                    batch = BATCH;
-                }
-                Ok(None) => {
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = arrived.notified() => {}
-                        () = tokio::time::sleep(POLL) => {}
-                    }
-                }
-                // Something in one of them cannot be stored; the others must not wait for it.
-                Err(StoreError::Data { sqlstate, message }) => {
-                    if batch == 1 {
-                        tracing::error!(
-                            sqlstate,
-                            message,
-                            "an event cannot be applied: it stays stored, as one for nobody"
-                        );
-                        if let Err(error) = store.give_up_feedback().await {
-                            tracing::warn!(%error, "could not set it aside yet");
-                        }
-                        batch = BATCH;
-                    } else {
-                        batch /= 2;
-                    }
-                }
-                Err(StoreError::Repeat(why)) => tracing::debug!(why, "applying events once more"),
-                Err(error) => {
-                    tracing::warn!(%error, "could not apply what the provider told; trying again");
-                    tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(POLL) => {} }
-                }
-            }
-        } else {
-            tokio::select! { () = stop.cancelled() => return, () = store.wait_until_back() => {} }
-        }
-        tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(GATHER) => {} }
-    }
-}
-
-/// Nothing: there was nothing to apply.
-async fn apply_once(store: &Store, max: i64) -> Result<Option<Applied>, StoreError> {
-    let Some(batch) = store.take_feedback(max).await? else { return Ok(None) };
-    // One provider so far; the next one is a line here and a file beside.
-    let events: Vec<_> = batch.receipts.iter().map(|receipt| ses::read(&receipt.body, receipt.published_at)).collect();
-    store.apply_feedback(batch, &events).await.map(Some)
-}

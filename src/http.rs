@@ -1,7 +1,7 @@
-//! The sidecar: the admin listener with its API, health and metrics.
+//! The sidecar: the admin listener with its API, health and metrics, and the public listener.
 //!
 //! Invariant: there is no route that sends a mail around the broker; a template test that sends is a request like any other.
-//! Invariant: every route but health and metrics needs a token.
+//! Invariant: every route of the admin listener but health and metrics needs a token.
 
 /// Who may do what.
 pub mod auth;
@@ -21,8 +21,15 @@ mod messages;
 /// `/api/v1/email/feedback`.
 mod feedback;
 
+/// `/api/v1/email/suppressions`.
+mod suppressions;
+
+/// The public listener.
+pub mod public;
+
 pub use feedback::report_json;
 pub use messages::message_json;
+pub use suppressions::{suppression_change_json, suppression_json};
 
 use std::sync::Arc;
 
@@ -87,7 +94,14 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/templates/{key}", get(templates::show))
         .route("/templates/{key}/test", post(templates::test))
         .route("/messages", get(messages::list))
-        .route("/feedback/report", get(feedback::report));
+        .route("/feedback/report", get(feedback::report))
+        .route("/suppressions", get(suppressions::list).post(suppressions::add))
+        .route("/suppressions/export", get(suppressions::file::export))
+        .route(
+            "/suppressions/import",
+            post(suppressions::file::import).layer(DefaultBodyLimit::max(suppressions::file::IMPORT_BYTES_MAX)),
+        )
+        .route("/suppressions/{id}", get(suppressions::show).delete(suppressions::lift));
     Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))

@@ -32,13 +32,17 @@ pub mod archive;
 
 pub mod journal;
 
-pub mod feedback;
+pub mod outbox;
 
 pub mod replay;
+
+pub mod feedback;
 
 pub mod reload;
 
 pub mod publish;
+
+pub mod suppression_file;
 
 pub mod http;
 

@@ -5,11 +5,18 @@
 
 mod relays;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
+use chrono::{DateTime, Utc};
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Histogram, MeterProvider, UpDownCounter},
+    metrics::{Counter, Histogram, Meter, MeterProvider, UpDownCounter},
 };
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
@@ -38,6 +45,13 @@ pub struct Metrics {
     without_store: Counter<u64>,
     feedback: Counter<u64>,
     feedback_resolved: Counter<u64>,
+    webhook_received: Counter<u64>,
+    webhook_refused: Counter<u64>,
+    webhook_failed: Counter<u64>,
+    events_published: Counter<u64>,
+    events_unbound: Counter<u64>,
+    /// Of the oldest event that waits, in milliseconds since 1970; 0: none does.
+    events_since: Arc<AtomicI64>,
 }
 
 /// The exporter could not be set up.
@@ -107,6 +121,31 @@ impl Metrics {
                 .u64_counter("email.feedback_resolved")
                 .with_description("Mails whose outcome was not known, until an event told that the relay has them")
                 .build(),
+            webhook_received: meter
+                .u64_counter("email.webhook_received")
+                .with_description("Messages that the webhook took, by what they came to")
+                .build(),
+            webhook_refused: meter
+                .u64_counter("email.webhook_refused")
+                .with_description(
+                    "Messages that the webhook refused for good, by reason: forged, or a setting is wrong",
+                )
+                .build(),
+            webhook_failed: meter
+                .u64_counter("email.webhook_failed")
+                .with_description(
+                    "Messages that the webhook could not take, so that their sender repeats them, by fault",
+                )
+                .build(),
+            events_published: meter
+                .u64_counter("email.events_published")
+                .with_description("Events that the broker has confirmed")
+                .build(),
+            events_unbound: meter
+                .u64_counter("email.events_unbound")
+                .with_description("Events that were dropped because no queue was bound to their key")
+                .build(),
+            events_since: watch_events(&meter),
             registry,
             provider,
         })
@@ -153,6 +192,28 @@ impl Metrics {
         self.feedback_resolved.add(applied.resolved as u64, &[]);
     }
 
+    pub(crate) fn webhook_received(&self, result: &'static str) {
+        self.webhook_received.add(1, &[KeyValue::new("result", result)]);
+    }
+
+    pub(crate) fn webhook_refused(&self, reason: &'static str) {
+        self.webhook_refused.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    pub(crate) fn webhook_failed(&self, fault: &'static str) {
+        self.webhook_failed.add(1, &[KeyValue::new("fault", fault)]);
+    }
+
+    pub(crate) fn events(&self, published: usize, unbound: usize) {
+        self.events_published.add(u64::try_from(published).unwrap_or(u64::MAX), &[]);
+        self.events_unbound.add(u64::try_from(unbound).unwrap_or(u64::MAX), &[]);
+    }
+
+    /// When the oldest event happened that waits to be published; nothing: none waits.
+    pub(crate) fn events_waiting_since(&self, since: Option<DateTime<Utc>>) {
+        self.events_since.store(since.map_or(0, |since| since.timestamp_millis()), Ordering::Relaxed);
+    }
+
     pub(crate) fn replayed(&self, lane: Lane) {
         self.replayed.add(1, &[lane_label(lane)]);
     }
@@ -185,6 +246,22 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.counter.add(-1, &[lane_label(self.lane)]);
     }
+}
+
+fn watch_events(meter: &Meter) -> Arc<AtomicI64> {
+    let since = Arc::new(AtomicI64::new(0));
+    let watched = Arc::clone(&since);
+    meter
+        .f64_observable_gauge("email.events_waiting")
+        .with_description("Age of the oldest event that this daemon has seen and not yet published; 0: none")
+        .with_unit("s")
+        .with_callback(move |observer| {
+            let since = watched.load(Ordering::Relaxed);
+            let age_ms = if since == 0 { 0 } else { (Utc::now().timestamp_millis() - since).max(0) };
+            observer.observe(age_ms as f64 / 1000.0, &[]);
+        })
+        .build();
+    since
 }
 
 fn lane_label(lane: Lane) -> KeyValue {

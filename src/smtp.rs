@@ -60,7 +60,7 @@ mod relays;
 pub use fault::{RelayError, RelayFault};
 pub use place::{Again, Place, Sent};
 pub use relays::{RelayHealth, RelayState, Relays};
-pub use reply::classify;
+pub use reply::{classify, refuses_address};
 pub use session::Capabilities;
 pub use tls::TlsSetupError;
 pub use transaction::OutgoingMail;

@@ -48,6 +48,9 @@ pub mod attachments;
 /// Reading the audit.
 pub mod messages;
 
+/// Events owed to producers.
+pub mod outbox;
+
 /// Dead letters.
 pub mod dead;
 
@@ -69,7 +72,7 @@ use sqlx::{
     Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use uuid::Uuid;
 
@@ -82,7 +85,10 @@ pub use self::{
     outcome::{Finish, NewStatus, OutcomeRow},
     standing::UnknownRule,
 };
-use crate::{config::StoreConfig, email::Lane};
+use crate::{
+    config::{EventsMode, StoreConfig},
+    email::Lane,
+};
 
 /// How long a caller waits for a free connection of the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -110,6 +116,9 @@ pub struct Store {
     /// This daemon's name in `email_workers`; a new one at every start.
     worker_id: Uuid,
     hash_key: SecretString,
+    events: EventsMode,
+    /// Rang whenever a statement may have written to the outbox.
+    outbox_written: Arc<Notify>,
     lease: lease::Lease,
     held: Arc<held::HeldClaims>,
     gatherers: Gatherers,
@@ -117,6 +126,8 @@ pub struct Store {
     /// Looks for a database that was away lately, and when the last was.
     looks: Mutex<(usize, Instant)>,
     suppressed: suppressions::Suppressed,
+    /// Rung for each receipt that this daemon keeps.
+    feedback_kept: Notify,
 }
 
 /// Whether the store can be asked.
@@ -142,16 +153,25 @@ struct LaneGatherers {
 }
 
 impl LaneGatherers {
-    fn start(pool: &PgPool, worker_id: Uuid, limit: Duration) -> Self {
+    fn start(pool: &PgPool, outbox_written: &Arc<Notify>, worker_id: Uuid, limit: Duration) -> Self {
         let (claims_pool, outcomes_pool) = (pool.clone(), pool.clone());
+        let (by_claims, by_outcomes) = (Arc::clone(outbox_written), Arc::clone(outbox_written));
         Self {
             claims: gather::Gatherer::start(limit, move |batch| {
-                let pool = claims_pool.clone();
-                async move { claim::insert::insert_batch(&pool, worker_id, &batch).await }
+                let (pool, written) = (claims_pool.clone(), Arc::clone(&by_claims));
+                async move {
+                    let inserted = claim::insert::insert_batch(&pool, worker_id, &batch).await;
+                    written.notify_one();
+                    inserted
+                }
             }),
             outcomes: gather::Gatherer::start(limit, move |batch| {
-                let pool = outcomes_pool.clone();
-                async move { outcome::finish_batch(&pool, &batch).await }
+                let (pool, written) = (outcomes_pool.clone(), Arc::clone(&by_outcomes));
+                async move {
+                    let finished = outcome::finish_batch(&pool, &batch).await;
+                    written.notify_one();
+                    finished
+                }
             }),
         }
     }
@@ -176,9 +196,10 @@ impl Store {
         let batch_pool = open_pool(config, for_batches, Plans::Once)?;
         let fast_pool = open_pool(config, config.fast_connections_max, Plans::Once)?;
         let worker_id = Uuid::now_v7();
+        let outbox_written = Arc::default();
         let gatherers = Gatherers {
-            fast: LaneGatherers::start(&fast_pool, worker_id, limit_of(Lane::Fast)),
-            others: LaneGatherers::start(&batch_pool, worker_id, limit_of(Lane::Standard)),
+            fast: LaneGatherers::start(&fast_pool, &outbox_written, worker_id, limit_of(Lane::Fast)),
+            others: LaneGatherers::start(&batch_pool, &outbox_written, worker_id, limit_of(Lane::Standard)),
             feedback: start_feedback(&pool),
         };
         Ok(Arc::new(Self {
@@ -187,12 +208,15 @@ impl Store {
             fast_pool,
             worker_id,
             hash_key: config.hash_key.clone(),
+            events: config.events,
+            outbox_written,
             lease: lease::Lease::new(lease),
             held: Arc::default(),
             gatherers,
             health: watch::Sender::new(StoreHealth::Up),
             looks: Mutex::new((0, Instant::now())),
             suppressed: suppressions::Suppressed::default(),
+            feedback_kept: Notify::new(),
         }))
     }
 
@@ -432,7 +456,17 @@ enum Plans {
 const PLAN_ONCE: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_hashjoin = off; \
     set enable_mergejoin = off";
 
+/// Tells the session which events its changes make; the default needs no telling.
+const fn events_setting(events: EventsMode) -> Option<&'static str> {
+    match events {
+        EventsMode::Off => Some("set postrider.events = 'off'"),
+        EventsMode::Final => None,
+        EventsMode::All => Some("set postrider.events = 'all'"),
+    }
+}
+
 fn open_pool(config: &StoreConfig, connections_max: u32, plans: Plans) -> Result<PgPool, StoreError> {
+    let events = events_setting(config.events);
     let options: PgConnectOptions = config.url.expose_secret().parse()?;
     Ok(PgPoolOptions::new()
         .max_connections(connections_max)
@@ -442,7 +476,10 @@ fn open_pool(config: &StoreConfig, connections_max: u32, plans: Plans) -> Result
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 if let Plans::Once = plans {
-                    sqlx::raw_sql(PLAN_ONCE).execute(connection).await?;
+                    sqlx::raw_sql(PLAN_ONCE).execute(&mut *connection).await?;
+                }
+                if let Some(setting) = events {
+                    sqlx::raw_sql(setting).execute(connection).await?;
                 }
                 Ok(())
             })

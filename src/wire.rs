@@ -22,6 +22,8 @@ pub const PROTOBUF: &str = "application/x-protobuf";
 pub const JSON: &str = "application/json";
 /// `type` of a request.
 pub const REQUEST_TYPE: &str = "postrider.v1.EmailRequest";
+/// `type` of an event.
+pub const EVENT_TYPE: &str = "postrider.v1.EmailEvent";
 
 /// The bytes are no request.
 #[derive(Debug, thiserror::Error)]
@@ -34,11 +36,14 @@ pub enum WireError {
     Json(String),
 }
 
-static REQUEST: LazyLock<MessageDescriptor> = LazyLock::new(|| {
+static REQUEST: LazyLock<MessageDescriptor> = LazyLock::new(|| descriptor(REQUEST_TYPE));
+static EVENT: LazyLock<MessageDescriptor> = LazyLock::new(|| descriptor(EVENT_TYPE));
+
+fn descriptor(name: &str) -> MessageDescriptor {
     let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/postrider.bin")).as_slice();
     let pool = DescriptorPool::decode(bytes).expect("the build script wrote a sound descriptor set");
-    pool.get_message_by_name(REQUEST_TYPE).expect("the proto file defines EmailRequest")
-});
+    pool.get_message_by_name(name).expect("the proto file defines it")
+}
 
 /// Reads a request in protobuf's binary encoding.
 ///
@@ -64,12 +69,30 @@ pub fn from_json(body: &[u8]) -> Result<EmailRequest, WireError> {
 /// The request as protobuf's JSON mapping, for people.
 #[must_use]
 pub fn to_json(request: &EmailRequest) -> serde_json::Value {
-    let mut message = DynamicMessage::new(REQUEST.clone());
-    if message.transcode_from(request).is_err() {
+    as_json(&REQUEST, request)
+}
+
+/// The event as protobuf's JSON mapping.
+#[must_use]
+pub fn event_to_json(event: &EmailEvent) -> serde_json::Value {
+    as_json(&EVENT, event)
+}
+
+fn as_json(descriptor: &MessageDescriptor, from: &impl Message) -> serde_json::Value {
+    let mut message = DynamicMessage::new(descriptor.clone());
+    if message.transcode_from(from).is_err() {
         return serde_json::Value::Null;
     }
     let options = SerializeOptions::new().stringify_64_bit_integers(false);
     message.serialize_with_options(serde_json::value::Serializer, &options).unwrap_or(serde_json::Value::Null)
+}
+
+/// Reads an event.
+///
+/// # Errors
+/// When the bytes are something else.
+pub fn event_from_protobuf(body: bytes::Bytes) -> Result<EmailEvent, prost::DecodeError> {
+    EmailEvent::decode(body)
 }
 
 /// The request in protobuf's binary encoding.

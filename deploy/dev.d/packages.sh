@@ -15,6 +15,7 @@ needs_services() {
   needs python3 test -x "$system_python"
   needs python3-aiosmtpd "$system_python" -c 'import aiosmtpd'
   needs python3-pika "$system_python" -c 'import pika'
+  needs python3-cryptography "$system_python" -c 'import cryptography'
   needs openssl command -v openssl
   needs curl command -v curl
   needs procps command -v ps

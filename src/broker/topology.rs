@@ -122,6 +122,16 @@ impl Topology {
         self.establish_parts(connection, objects, bindings).await
     }
 
+    /// The same for one exchange, which must not need a binding of ours.
+    ///
+    /// # Errors
+    /// As [`Self::establish`].
+    pub async fn restore_exchange(&self, connection: &Connection, exchange: &str) -> Result<(), BrokerError> {
+        let mut objects = self.objects();
+        objects.retain(|object| object.name() == ("exchange", exchange));
+        self.establish_parts(connection, objects, Vec::new()).await
+    }
+
     async fn establish_parts(
         &self,
         connection: &Connection,
@@ -297,7 +307,7 @@ fn refusal_code(error: &lapin::Error) -> Option<u16> {
 }
 
 /// Turns the broker's refusal into one sentence that says what to do.
-fn explain(what: &str, name: &str, error: lapin::Error) -> BrokerError {
+pub(super) fn explain(what: &str, name: &str, error: lapin::Error) -> BrokerError {
     let ErrorKind::ProtocolError(refusal) = error.kind() else {
         return BrokerError::Amqp(error);
     };

@@ -1,6 +1,6 @@
 //! `postrider check`: is everything in order that a mail needs, and if not, what is wrong?
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -8,6 +8,7 @@ use super::Session;
 use crate::{
     broker::{BrokerError, Link, Topology, link::Purpose},
     config::{Config, TopologyMode},
+    feedback::{fetch::SystemResolver, signers::Signers, sns::SignatureVersion},
     reload,
     smtp::Relays,
     store::Store,
@@ -34,9 +35,10 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     findings.push(Finding { what: "database".to_owned(), result: database });
     findings.push(Finding { what: "templates".to_owned(), result: templates });
     findings.extend(relays(&config).await);
+    findings.extend(webhook(&config));
 
-    let feedback = if config.http.webhook_addr.is_some() { feedback(&config).await } else { None };
-    let notes: Vec<String> = config.warnings.iter().cloned().chain(attachments(&config)).chain(feedback).collect();
+    let marks = if config.feedback_addr().is_some() { marks(&config).await } else { None };
+    let notes: Vec<String> = config.warnings.iter().cloned().chain(attachments(&config)).chain(marks).collect();
     let is_sound = findings.iter().all(|f| f.result.is_ok());
     if context.is_json {
         let items: Vec<Value> = findings
@@ -74,7 +76,7 @@ fn attachments(config: &Config) -> Option<String> {
 }
 
 /// An event that returns nothing of its mail is matched by the relay's id alone, which an outcome that got lost never told.
-async fn feedback(config: &Config) -> Option<String> {
+async fn marks(config: &Config) -> Option<String> {
     let store = Store::new(&config.store, config.pipeline.lease).ok()?;
     let seen = store.feedback_marks().await.ok()?;
     if seen.events == 0 {
@@ -88,6 +90,29 @@ async fn feedback(config: &Config) -> Option<String> {
             seen.events
         )
     })
+}
+
+/// Nothing when none is wanted. SNS says where its certificate lies only when it sends something.
+fn webhook(config: &Config) -> Option<Finding> {
+    let addr = config.feedback_addr()?;
+    let result = match Signers::new(&config.sns, Arc::new(SystemResolver)) {
+        Ok(_) => {
+            let certificates = match config.sns.signing_cert_file {
+                Some(_) => "of SNS_SIGNING_CERT_FILE",
+                None => "fetched from SNS when it sends something",
+            };
+            let weakest = match config.sns.signature_version {
+                SignatureVersion::V1 => 1,
+                SignatureVersion::V2 => 2,
+            };
+            let topics = config.sns.topics.len();
+            Ok(format!(
+                "topics: {topics}, taken at {addr}; signatures of version {weakest} or stronger; certificates {certificates}"
+            ))
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    Some(Finding { what: "webhook".to_owned(), result })
 }
 
 async fn broker(config: &Config) -> Result<String, String> {

@@ -17,7 +17,10 @@ use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
 
 use super::{AdminToken, RateLimit, Role, read::secret, source::content};
-use crate::email::{EmailAddress, attachment::FileType};
+use crate::{
+    email::{EmailAddress, attachment::FileType},
+    feedback::topic::TopicArn,
+};
 
 /// A value, or what is wrong with the text.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -262,6 +265,28 @@ pub(super) fn sources(text: &str) -> Parsed<Vec<String>> {
 /// Where to listen.
 pub(super) fn listen_address(text: &str) -> Parsed<SocketAddr> {
     text.trim().parse().map_err(|_| "is not an IP address with a port".to_owned())
+}
+
+/// ARNs of topics, each once.
+pub(super) fn topic_arns(text: &str) -> Parsed<Vec<TopicArn>> {
+    let mut topics: Vec<TopicArn> = Vec::new();
+    for (index, arn) in text.split(',').map(str::trim).enumerate() {
+        let topic = TopicArn::parse(arn).map_err(|problem| format!("has an entry ({}) that {problem}", index + 1))?;
+        if !topics.contains(&topic) {
+            topics.push(topic);
+        }
+    }
+    Ok(topics)
+}
+
+/// How old a message of SNS may be: not less than SNS may take, nor more than a dead-letter queue keeps.
+pub(super) fn message_age_max(text: &str) -> Parsed<Duration> {
+    let age = duration(text)?;
+    if (Duration::from_secs(3600)..=DAY * 14).contains(&age) {
+        Ok(age)
+    } else {
+        Err("is not from 1h to 14d".to_owned())
+    }
 }
 
 /// `name:role:token`, comma-separated. Entries are told by their number: in a garbled one any part may be the token.

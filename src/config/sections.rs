@@ -8,11 +8,11 @@ use secrecy::SecretString;
 
 use super::{
     BrokerConfig, Config, EventsMode, Faults, HttpConfig, LogConfig, LogFormat, MailConfig, PipelineConfig, QueueType,
-    Settings, StoreConfig, TopologyMode, parse,
+    Settings, SnsConfig, StoreConfig, TopologyMode, parse,
     read::{Reader, Recorded, lane_name},
     relays::smtp,
 };
-use crate::email::Lane;
+use crate::{email::Lane, feedback::sns::SignatureVersion};
 
 /// The least lease that survives a database that is busy for a moment.
 const LEASE_SOUND: Duration = Duration::from_secs(10);
@@ -50,6 +50,14 @@ impl Settings {
     /// When it is missing or wrong.
     pub fn database_url(&self) -> Result<SecretString, Faults> {
         self.part(|r| r.read("DATABASE_URL", parse::database_url))
+    }
+
+    /// Which events changes make, for commands that change a mail's status.
+    ///
+    /// # Errors
+    /// When it is wrong.
+    pub fn events(&self) -> Result<EventsMode, Faults> {
+        self.part(events)
     }
 
     /// What every mail carries.
@@ -114,6 +122,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
     let mail = mail(r);
     let pipeline = pipeline(r);
     let http = http(r);
+    let sns = sns(r);
     let log = log(r);
     check_lanes(r);
     let mut warnings = r.settings.unknown_variables();
@@ -125,6 +134,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
         mail: mail?,
         pipeline: pipeline?,
         http: http?,
+        sns: sns?,
         log: log?,
         warnings,
     })
@@ -162,12 +172,21 @@ fn store(r: &mut Reader<'_>) -> Result<StoreConfig, Recorded> {
     let connections_max = r.read("DATABASE_CONNECTIONS_MAX", parse::number(2..=200));
     let fast_connections_max = r.read("DATABASE_FAST_CONNECTIONS_MAX", parse::number(1..=50));
     let hash_key = r.read("EMAIL_HASH_KEY", parse::hash_key);
+    let events = events(r);
     Ok(StoreConfig {
         url: url?,
         connections_max: connections_max?,
         fast_connections_max: fast_connections_max?,
         hash_key: hash_key?,
+        events: events?,
     })
+}
+
+fn events(r: &mut Reader<'_>) -> Result<EventsMode, Recorded> {
+    r.read(
+        "EMAIL_EVENTS",
+        parse::one_of(&[("off", EventsMode::Off), ("final", EventsMode::Final), ("all", EventsMode::All)]),
+    )
 }
 
 fn mail(r: &mut Reader<'_>) -> Result<MailConfig, Recorded> {
@@ -207,10 +226,6 @@ fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
     let not_before_max = r.read("EMAIL_MAX_NOT_BEFORE_DAYS", parse::days(0..=365));
     let unknown_wait = r.read("EMAIL_UNKNOWN_WAIT_SECONDS", parse::seconds(0..=3600));
     let lease = r.read("EMAIL_LEASE_SECONDS", parse::seconds(1..=600));
-    let events = r.read(
-        "EMAIL_EVENTS",
-        parse::one_of(&[("off", EventsMode::Off), ("final", EventsMode::Final), ("all", EventsMode::All)]),
-    );
     let shutdown_grace = r.read("SHUTDOWN_GRACE_SECONDS", parse::seconds(1..=3600));
     let audit_retention = r.read("EMAIL_AUDIT_RETENTION_DAYS", parse::days(1..=3650));
     let anonymize_after = r.read("EMAIL_AUTO_ANONYMIZE_AFTER_DAYS", parse::days(1..=3650));
@@ -247,7 +262,6 @@ fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
         anonymize_after: anonymize_after?,
         rate_limit_transactional: rate_limit_transactional?,
         rate_limit_marketing: rate_limit_marketing?,
-        events: events?,
     })
 }
 
@@ -263,6 +277,32 @@ fn http(r: &mut Reader<'_>) -> Result<HttpConfig, Recorded> {
         r.fault("WEBHOOK_ADDR", "is the same as ADMIN_ADDR");
     }
     Ok(HttpConfig { admin_addr: admin_addr?, webhook_addr: webhook_addr?, tokens: tokens?.unwrap_or_default() })
+}
+
+fn sns(r: &mut Reader<'_>) -> Result<SnsConfig, Recorded> {
+    let topics = r.read_optional("SNS_TOPIC_ARNS", parse::topic_arns);
+    let signature_version =
+        r.read("SNS_SIGNATURE_VERSION", parse::one_of(&[("1", SignatureVersion::V1), ("2", SignatureVersion::V2)]));
+    let age_max = r.read("SNS_AGE_MAX", parse::message_age_max);
+    let signing_cert_file = r.read_optional("SNS_SIGNING_CERT_FILE", parse::ca_file);
+    let ca_file = r.read_optional("SNS_CA_FILE", parse::ca_file);
+    let has_address = r.peek("WEBHOOK_ADDR", parse::listen_address).is_some();
+    match &topics {
+        Ok(Some(_)) if !has_address => {
+            r.fault("SNS_TOPIC_ARNS", "is set without WEBHOOK_ADDR, where the topics' messages would arrive");
+        }
+        Ok(None) if has_address => {
+            r.warn("WEBHOOK_ADDR is set without SNS_TOPIC_ARNS: nobody's messages would be taken, so nothing listens there");
+        }
+        _ => {}
+    }
+    Ok(SnsConfig {
+        topics: topics?.unwrap_or_default(),
+        signature_version: signature_version?,
+        age_max: age_max?,
+        signing_cert_file: signing_cert_file?,
+        ca_file: ca_file?,
+    })
 }
 
 fn log(r: &mut Reader<'_>) -> Result<LogConfig, Recorded> {

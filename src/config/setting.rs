@@ -53,6 +53,8 @@ pub enum Group {
     Retention,
     /// The HTTP listeners.
     Sidecar,
+    /// Amazon SNS.
+    Feedback,
     /// The process: logs, shutdown, the settings file.
     Process,
 }
@@ -70,6 +72,7 @@ impl Group {
             Self::Rules => "Rules of sending",
             Self::Retention => "Audit and retention",
             Self::Sidecar => "Sidecar HTTP server",
+            Self::Feedback => "Feedback of Amazon SES through SNS",
             Self::Process => "Process",
         }
     }

@@ -146,10 +146,7 @@ impl Settings {
             .0
             .keys()
             .filter(unknown)
-            .map(|name| match name.as_str() {
-                "SNS_TOPIC_ARNS" => "SNS_TOPIC_ARNS is not used by this version".to_owned(),
-                _ => format!("{name} is not a setting{}", suggestion(name, super::SETTINGS.iter().map(|s| s.name))),
-            })
+            .map(|name| format!("{name} is not a setting{}", suggestion(name, super::SETTINGS.iter().map(|s| s.name))))
             .collect()
     }
 }

@@ -4,7 +4,7 @@
 //! as what people write.
 
 use super::{
-    Group::{Attachments, Broker, Database, Mail, Process, Relay, Retention, Rules, Sidecar},
+    Group::{Attachments, Broker, Database, Feedback, Mail, Process, Relay, Retention, Rules, Sidecar},
     Setting,
 };
 
@@ -57,7 +57,7 @@ pub const SETTINGS: &[Setting] = &[
         .accepts("a postgres:// or postgresql:// URL, special characters percent-encoded")
         .private(),
     Setting::preset(Database, "DATABASE_CONNECTIONS_MAX", "10")
-        .meaning("Connections to the database, but for the fast lane's.")
+        .meaning("Connections to the database, but for the fast lane's and one that reads the outbox.")
         .accepts("2 to 200"),
     Setting::preset(Database, "DATABASE_FAST_CONNECTIONS_MAX", "3")
         .meaning("Connections to the database kept for the fast lane.")
@@ -173,7 +173,7 @@ pub const SETTINGS: &[Setting] = &[
         .meaning("How long a daemon that stopped keeps the mails it had claimed.")
         .accepts("1 to 600 seconds, from 10 on in production"),
     Setting::preset(Rules, "EMAIL_EVENTS", "final")
-        .meaning("Which events producers get on the exchange email.events.")
+        .meaning("Which events producers get on the exchange email.events: none, what is final, or every step.")
         .accepts("off, final or all"),
     Setting::preset(Retention, "EMAIL_AUDIT_RETENTION_DAYS", "365")
         .meaning("Days after which records are deleted.")
@@ -185,7 +185,7 @@ pub const SETTINGS: &[Setting] = &[
         .meaning("Where operators reach the admin API and pages.")
         .accepts("an IP address and a port"),
     Setting::optional(Sidecar, "WEBHOOK_ADDR", "0.0.0.0:8026")
-        .meaning("Where Amazon SNS and unsubscribe links reach the public listener; unset: there is none.")
+        .meaning("Where Amazon SNS reaches the public listener; unset, or without SNS_TOPIC_ARNS: there is none.")
         .accepts("an IP address and a port, not ADMIN_ADDR's"),
     Setting::optional(Sidecar, "ADMIN_TOKENS", "")
         .meaning("Who may use the admin API; unset: nobody.")
@@ -194,6 +194,21 @@ pub const SETTINGS: &[Setting] = &[
              tokens unique, at least 16 visible characters (make one with: openssl rand -hex 24)",
         )
         .private(),
+    Setting::optional(Feedback, "SNS_TOPIC_ARNS", "arn:aws:sns:eu-west-1:123456789012:ses-events")
+        .meaning("Topics whose messages are taken, together with WEBHOOK_ADDR; unset: nobody's.")
+        .accepts("ARNs of standard topics, comma-separated"),
+    Setting::preset(Feedback, "SNS_SIGNATURE_VERSION", "2")
+        .meaning("The weakest signature that is taken: 2 (SHA-256, set on the topic), or also 1 (SHA-1, a topic's default).")
+        .accepts("1 or 2"),
+    Setting::preset(Feedback, "SNS_AGE_MAX", "2h")
+        .meaning("How long ago a message may have been published; SNS repeats for an hour, a dead-letter queue keeps longer.")
+        .accepts("a duration from 1h to 14d (units ms, s, m, h, d)"),
+    Setting::optional(Feedback, "SNS_SIGNING_CERT_FILE", "/etc/postrider/sns-signing.pem")
+        .meaning("The certificates that SNS signs with, for networks that cannot reach it; with it none is fetched.")
+        .accepts(CA_FILE),
+    Setting::optional(Feedback, "SNS_CA_FILE", "/etc/postrider/sns-ca.pem")
+        .meaning("Certificates to trust besides the system's, for SNS and for what it signs with.")
+        .accepts(CA_FILE),
     Setting::preset(Process, "LOG_FORMAT", "json")
         .meaning("Shape of the log: an object a line, or text for people.")
         .accepts("json or text"),

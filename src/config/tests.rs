@@ -78,7 +78,7 @@ fn what_is_required_is_enough_and_the_rest_has_its_default() {
     assert_eq!((pipeline.audit_retention, pipeline.anonymize_after), (seconds(365 * 86400), seconds(90 * 86400)));
     assert_eq!(pipeline.rate_limit_transactional, RateLimit::Unlimited);
     assert_eq!(pipeline.rate_limit_marketing, RateLimit::PerDay(1));
-    assert_eq!(pipeline.events, EventsMode::Final);
+    assert_eq!(config.store.events, EventsMode::Final);
     assert_eq!(config.http.admin_addr.to_string(), "127.0.0.1:8025");
     assert!(config.http.webhook_addr.is_none() && config.http.tokens.is_empty());
     assert_eq!((config.log.format, config.log.filter.as_str()), (LogFormat::Json, "info"));
@@ -150,6 +150,12 @@ fn each_bad_value_is_a_fault_of_its_setting() {
         ("ADMIN_TOKENS", "ops:root:0123456789abcdef", "whose role is not one of viewer, operator, admin"),
         ("ADMIN_TOKENS", "Ops:admin:0123456789abcdef", "whose name is not 1 to 64 characters of a-z 0-9 -"),
         ("ADMIN_TOKENS", "ops:admin:0123456789abcde", "whose token is not 16 or more"),
+        ("SNS_TOPIC_ARNS", "ses-events", "an entry (1) that is not arn:PARTITION:sns:REGION:ACCOUNT:NAME"),
+        ("SNS_TOPIC_ARNS", "arn:aws:sns:eu-west-1:123456789012:a", "is set without WEBHOOK_ADDR"),
+        ("SNS_SIGNATURE_VERSION", "3", "is not one of 1, 2"),
+        ("SNS_AGE_MAX", "59m", "is not from 1h to 14d"),
+        ("SNS_CA_FILE", "/nowhere/ca.pem", "cannot be read"),
+        ("SNS_SIGNING_CERT_FILE", "/dev/null", "is empty"),
         ("LOG_FORMAT", "xml", "is not one of json, text"),
         ("LOG_LEVEL", "inof", "\"inof\" is not a log filter"),
     ] {
@@ -179,6 +185,9 @@ fn good_values_are_understood() {
         ("EMAIL_P0_SOURCES", "incident,noc"),
         ("ADMIN_TOKENS", "ops:admin:0123456789abcdef,eyes:viewer:fedcba9876543210:x"),
         ("WEBHOOK_ADDR", "0.0.0.0:8026"),
+        ("SNS_TOPIC_ARNS", "arn:aws:sns:eu-west-1:123456789012:a, arn:aws-cn:sns:cn-north-1:123456789012:b"),
+        ("SNS_SIGNATURE_VERSION", "1"),
+        ("SNS_AGE_MAX", "14d"),
         ("LOG_LEVEL", "info,postrider=debug"),
     ])
     .expect("valid");
@@ -193,6 +202,15 @@ fn good_values_are_understood() {
     let [ops, eyes] = config.http.tokens.as_slice() else { panic!("two tokens") };
     assert_eq!((ops.name.as_str(), ops.role, eyes.role), ("ops", Role::Admin, Role::Viewer));
     assert_eq!(eyes.token.expose_secret(), "fedcba9876543210:x");
+
+    let topics: Vec<_> = config.sns.topics.iter().map(TopicArn::host).collect();
+    assert_eq!(topics, ["sns.eu-west-1.amazonaws.com", "sns.cn-north-1.amazonaws.com.cn"]);
+    assert_eq!((config.sns.signature_version, config.sns.age_max), (SignatureVersion::V1, seconds(14 * 86400)));
+    assert_eq!(config.feedback_addr(), config.http.webhook_addr);
+
+    let deaf = load(&[("WEBHOOK_ADDR", "0.0.0.0:8026")]).expect("valid");
+    assert_eq!(deaf.feedback_addr(), None);
+    assert!(deaf.warnings.iter().any(|warning| warning.contains("SNS_TOPIC_ARNS")), "{:?}", deaf.warnings);
 
     let plain = load(&[("SMTP_USE_TLS", "false"), ("SMTP_PORT", "465")]).expect("valid");
     assert_eq!(plain.smtp.relays[0].tls, RelayTls::Plain);
@@ -280,7 +298,7 @@ fn the_example_file_is_valid_once_it_is_filled_in() {
             Some(_) => None,
         });
         // What names a file that is not there on this machine.
-        let lines = lines.filter(|(name, _)| !name.ends_with("CA_FILE") && *name != "POSTRIDER_CONFIG");
+        let lines = lines.filter(|(name, _)| !name.ends_with("_FILE") && *name != "POSTRIDER_CONFIG");
         let environment: Environment =
             lines.map(|(name, value)| (name, if name == "EMAIL_HASH_KEY" { HASH_KEY } else { value })).collect();
         let config = Config::load(&environment, None).expect("valid");

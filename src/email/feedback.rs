@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::Status;
+use super::{Status, SuppressionReason};
 
 /// One event of a provider, about one mail and any number of its recipients.
 #[derive(Debug, Clone, PartialEq)]
@@ -144,13 +144,13 @@ impl FeedbackKind {
         }
     }
 
-    /// Why nothing more should be sent to the address, as the suppression list names it; nothing: no reason.
+    /// Why nothing more should be sent to the address; nothing: no reason.
     #[must_use]
-    pub fn suppresses(&self) -> Option<&'static str> {
+    pub fn suppresses(&self) -> Option<SuppressionReason> {
         match self {
-            Self::Bounced { bounce, blames_address: true } if bounce.permanent => Some("hard_bounce"),
+            Self::Bounced { bounce, blames_address: true } if bounce.permanent => Some(SuppressionReason::HardBounce),
             // "Not spam" is a vote for the sender.
-            Self::Complained { feedback_type } if feedback_type != "not-spam" => Some("complaint"),
+            Self::Complained { feedback_type } if feedback_type != "not-spam" => Some(SuppressionReason::Complaint),
             _ => None,
         }
     }
@@ -278,7 +278,7 @@ mod tests {
     fn a_vote_that_it_is_no_spam_is_no_complaint() {
         assert_eq!(fold(&[(FeedbackKind::Delivered, 1), (complaint("not-spam"), 2)]).status(), Status::Delivered);
         assert_eq!(complaint("not-spam").suppresses(), None);
-        assert_eq!(complaint("abuse").suppresses(), Some("complaint"));
+        assert_eq!(complaint("abuse").suppresses(), Some(SuppressionReason::Complaint));
         assert_eq!(bounce(false, "MailboxFull").suppresses(), None);
     }
 

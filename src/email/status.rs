@@ -1,4 +1,4 @@
-//! Where a mail stands, and the closed list of reasons why one fails.
+//! Where a mail stands, and the closed lists of reasons why one fails and why an address gets none.
 
 use std::fmt;
 
@@ -103,6 +103,28 @@ named! {
     }
 }
 
+named! {
+    /// Why an address gets no mail: the `reason` column of `suppressions`.
+    SuppressionReason {
+        /// Somebody marked a mail to it as spam.
+        Complaint = "complaint",
+        /// It does not exist, or takes no mail any more.
+        HardBounce = "hard_bounce",
+        /// Its owner wants no marketing.
+        Unsubscribe = "unsubscribe",
+        /// An operator wants to spare it marketing.
+        Operator = "operator",
+    }
+}
+
+impl SuppressionReason {
+    /// Whether it stops transactional mail too, and not only marketing.
+    #[must_use]
+    pub const fn stops_transactional(self) -> bool {
+        matches!(self, Self::Complaint | Self::HardBounce)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +136,9 @@ mod tests {
         }
         for reason in Reason::ALL {
             assert_eq!(Reason::from_name(reason.name()), Some(*reason));
+        }
+        for reason in SuppressionReason::ALL {
+            assert_eq!(SuppressionReason::from_name(reason.name()), Some(*reason));
         }
     }
 }

@@ -13,13 +13,16 @@ use super::{Fate, Pipeline, admit::Message, pending::Tries};
 use crate::{
     email::{
         AttachmentContent, EmailAddress, EmailRequest, Lane, Outcome, Phase, Reason, Recipient, Reply, Status,
-        feedback::Mark,
+        SuppressionReason, feedback::Mark,
     },
     faults::{self, Point},
     mime,
     retry::{self, Verdict},
-    smtp::{Again, OutgoingMail, Place},
-    store::{Claim, Finish, NewStatus, OutcomeRow, StoreError, Words},
+    smtp::{self, Again, OutgoingMail, Place},
+    store::{
+        Claim, Finish, NewStatus, OutcomeRow, StoreError, Words,
+        suppressions::{self, NewSuppression},
+    },
 };
 
 /// Connections that may turn out dead before MAIL was accepted, until the mail is put off instead.
@@ -84,6 +87,7 @@ impl Pipeline {
         let verdict = self.decide(message, &claim, &tried);
         let latency = (tried.ended_at - message.published_at).to_std().unwrap_or_default();
         let mut row = outcome_row(&claim, &tried, &verdict, latency);
+        row.suppression = suppression(message, index, &tried.outcome).map(Box::new);
         let error = row.error.clone().unwrap_or_default();
         faults::reached(Point::OutcomeDue);
         let mut is_journaled = false;
@@ -100,6 +104,9 @@ impl Pipeline {
                     // Something in the relay's words cannot be stored; the outcome itself can.
                     tracing::warn!(%error, "recording the outcome without the relay's words");
                     (row.error, row.reply) = (None, None);
+                    if let Some(suppression) = &mut row.suppression {
+                        suppression.note = None;
+                    }
                 }
                 // The relay has been spoken to: giving up now would make the outcome unknown. The fast lane writes it down
                 // elsewhere; the others wait, as long as shutdown's grace allows.
@@ -118,6 +125,11 @@ impl Pipeline {
         };
         faults::reached(Point::OutcomeCommitted);
         self.tell(message, &tried, &verdict, latency);
+        if row.suppression.is_some() {
+            // The table has it by now, or the journal; an incident must not ask twice without either.
+            self.store.note_suppressed(*message.hash(index));
+            tracing::info!(message.id = %claim.id, "the relay says that the address takes no mail: suppressed");
+        }
         if finish == Finish::LeaseLost {
             tracing::warn!(message.id = %claim.id, "the lease ran out while sending; whoever took the row over decides");
             return Fate::Busy(Tries { attempts: claim.attempts, deferrals: claim.deferrals });
@@ -347,7 +359,22 @@ const fn reply_of(outcome: &Outcome) -> Option<&Reply> {
     }
 }
 
-pub(super) fn outcome_row(claim: &Claim, tried: &Tried, verdict: &Verdict, latency: Duration) -> OutcomeRow {
+/// What the suppression list learns from a try.
+fn suppression(message: &Message<'_>, index: usize, outcome: &Outcome) -> Option<NewSuppression> {
+    if !smtp::refuses_address(outcome) {
+        return None;
+    }
+    let address = message.recipient(index).address.as_ref().ok()?;
+    let entry = NewSuppression::new(
+        *message.hash(index),
+        Some(address.as_str().to_owned()),
+        SuppressionReason::HardBounce,
+        suppressions::BY_RELAY.to_owned(),
+    );
+    Some(NewSuppression { note: reply_of(outcome).map(Reply::line), ..entry })
+}
+
+fn outcome_row(claim: &Claim, tried: &Tried, verdict: &Verdict, latency: Duration) -> OutcomeRow {
     let (phase, error) = match &tried.outcome {
         Outcome::Sent { .. } => (Some(Phase::FinalDot), None),
         Outcome::Deferred { phase, error, .. } | Outcome::Rejected { phase, error, .. } => (Some(*phase), Some(error)),
@@ -370,5 +397,6 @@ pub(super) fn outcome_row(claim: &Claim, tried: &Tried, verdict: &Verdict, laten
         phase,
         reply: reply_of(&tried.outcome).cloned(),
         error: error.map(|words| words.chars().filter(|c| *c != '\0').take(ERROR_CHARS_MAX).collect()),
+        suppression: None,
     }
 }

@@ -313,6 +313,7 @@ fn no(status: &str, why: &str, tries: Tries) -> Ended {
         reply_text: None,
         relay_message_id: None,
         error: Some(why.to_owned()),
+        suppresses: false,
         is_settled: false,
     }
 }
@@ -347,6 +348,7 @@ fn ended(row: &OutcomeRow, tries: Tries) -> Ended {
         reply_text: row.reply.as_ref().map(|r| r.text.clone()),
         relay_message_id: row.reply.as_ref().and_then(|r| r.relay_message_id().map(str::to_owned)),
         error: row.error.clone(),
+        suppresses: row.suppression.is_some(),
         is_settled: false,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: replies are bytes; text that is not UTF-8 changes nothing about what the code means.
 //! Invariant: a reply is complete and consistent (every line with the same code, the last one marked as last), or it is no reply.
-//! Invariant: [`classify`] is pure, and every row of its table has a test.
+//! Invariant: [`classify`] and [`refuses_address`] are pure, and every row of their tables has a test.
 
 use bytes::BytesMut;
 
@@ -173,18 +173,33 @@ fn broken(phase: Phase, fault: &LinkFault) -> Outcome {
     }
 }
 
+/// Whether the relay has said that no mail will ever reach this address: a 5xx to RCPT whose status (RFC 3463 and its registry)
+/// speaks of the mailbox itself.
+///
+/// Deliberately not: a code without a status; 5.1.2 (a resolver that fails says so of everybody); 5.2.2 (full) and 5.2.3; 5.4.x
+/// (routing); 5.7.x (policy, and our own relay refusing us); anything after RCPT, which is about the content.
+#[must_use]
+pub fn refuses_address(outcome: &Outcome) -> bool {
+    let Outcome::Rejected { phase: Phase::Rcpt, reply: Some(reply), .. } = outcome else { return false };
+    match reply.enhanced {
+        // No such mailbox; not an address at all; moved, nobody knows where to; a domain that takes no mail (RFC 7505).
+        Some((5, 1, 1 | 3 | 6 | 10)) => true,
+        // Disabled; some providers say the same of a mailbox that gets too much at the moment.
+        Some((5, 2, 1)) => !speaks_of_rates(reply),
+        _ => false,
+    }
+}
+
 /// A 4xx that speaks of us as a sender, not of this mail: 454, 4.7.x, or words about rates.
 fn is_throttling(reply: &Reply) -> bool {
-    reply.code == 454
-        || matches!(reply.enhanced, Some((4, 7, _)))
-        || reply.text.split(|c: char| !c.is_alphanumeric()).any(|word| {
-            let word = word.to_ascii_lowercase();
-            word == "rate"
-                || word == "rates"
-                || word == "ratelimit"
-                || word == "ratelimited"
-                || word.starts_with("throttl")
-        })
+    reply.code == 454 || matches!(reply.enhanced, Some((4, 7, _))) || speaks_of_rates(reply)
+}
+
+fn speaks_of_rates(reply: &Reply) -> bool {
+    reply.text.split(|c: char| !c.is_alphanumeric()).any(|word| {
+        let word = word.to_ascii_lowercase();
+        word == "rate" || word == "rates" || word == "ratelimit" || word == "ratelimited" || word.starts_with("throttl")
+    })
 }
 
 /// What a mail's fate says about the relay, apart from its connections.

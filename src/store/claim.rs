@@ -255,6 +255,7 @@ impl Store {
         let admission = readmit(&mut tx, request, self.worker_id, &self.held).await?;
         if admission.is_some() && !faults::leaves_out_claim_commit() {
             tx.commit().await?;
+            self.outbox_written.notify_one();
         } else {
             tx.rollback().await?;
         }

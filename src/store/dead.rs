@@ -39,6 +39,17 @@ pub struct NewDeadLetter {
     pub headers: Value,
     /// The message.
     pub body: Vec<u8>,
+    /// Of a request that no queue took: what its event says.
+    pub unrouted: Option<Unrouted>,
+}
+
+/// A request that no queue took, as its event tells of it.
+#[derive(Debug, Clone)]
+pub struct Unrouted {
+    /// Who asked; the first word of the event's routing key.
+    pub source: String,
+    /// The request's, if it could be read.
+    pub metadata: Option<Value>,
 }
 
 /// A dead letter in a list.
@@ -115,10 +126,17 @@ impl Store {
     /// [`StoreError::Away`]: leave it in its queue.
     pub async fn archive_dead(&self, letter: &NewDeadLetter) -> Result<(), StoreError> {
         let archiving = sqlx::query!(
-            "insert into dead_letters (id, settlement_key, reason, error, request_id, source, template_key, lane, attempts,
-                routing_key, first_at, last_at, generation, properties, headers, body, body_bytes)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-             on conflict (settlement_key) do nothing",
+            "with letter as (
+                insert into dead_letters (id, settlement_key, reason, error, request_id, source, template_key, lane, attempts,
+                    routing_key, first_at, last_at, generation, properties, headers, body, body_bytes)
+                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+                on conflict (settlement_key) do nothing
+                returning id, request_id, routing_key)
+             insert into outbox (source, kind, request_id, attempt, reason, occurred_at, dead_letter_id, metadata)
+             select $18::text, 'unrouted', request_id, 0, 'no binding matches the routing key ' || routing_key, now(), id,
+                $19::jsonb
+             from letter
+             where $18::text is not null and current_setting('postrider.events', true) is distinct from 'off'",
             Uuid::now_v7(),
             letter.settlement_key,
             letter.reason,
@@ -135,10 +153,13 @@ impl Store {
             letter.properties,
             letter.headers,
             letter.body,
-            i32::try_from(letter.body.len()).unwrap_or(i32::MAX)
+            i32::try_from(letter.body.len()).unwrap_or(i32::MAX),
+            letter.unrouted.as_ref().map(|unrouted| unrouted.source.as_str()),
+            letter.unrouted.as_ref().and_then(|unrouted| unrouted.metadata.clone())
         )
         .execute(&self.pool);
         within_limit(async { Ok(archiving.await?) }).await?;
+        self.outbox_written.notify_one();
         Ok(())
     }
 

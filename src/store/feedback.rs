@@ -53,11 +53,18 @@ impl Store {
         // PostgreSQL takes no NUL in a text; no provider's JSON has a bare one.
         receipt.body = receipt.body.replace('\0', "\u{fffd}");
         receipt.event_id = receipt.event_id.chars().filter(|&c| c != '\0').take(EVENT_ID_CHARS_MAX).collect();
-        self.gatherers.feedback.call(receipt).await
+        let kept = self.gatherers.feedback.call(receipt).await?;
+        self.feedback_kept.notify_one();
+        Ok(kept)
     }
 }
 
 impl Store {
+    /// Returns once this daemon has kept something more. Cancel-safe.
+    pub async fn feedback_kept(&self) {
+        self.feedback_kept.notified().await;
+    }
+
     /// Sets the receipt aside that waits longest: it cannot be applied. It stays stored, and in the report.
     ///
     /// # Errors

@@ -10,8 +10,12 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Store, StoreError, within_limit};
-use crate::email::Status;
+use super::{
+    Store, StoreError, events_setting,
+    suppressions::{BY_RELAY, NewSuppression, suppress_in},
+    within_limit,
+};
+use crate::email::{Status, SuppressionReason};
 
 /// Serialises the daemons that write the journal.
 const JOURNAL_LOCK: i64 = 0x6a6f_7572_6e61_6c00;
@@ -129,6 +133,9 @@ pub struct Ended {
     pub reply_text: Option<String>,
     pub relay_message_id: Option<String>,
     pub error: Option<String>,
+    /// The relay refused the address for good.
+    #[serde(default)]
+    pub suppresses: bool,
     /// The broker has confirmed the copy or letter that it brings.
     pub is_settled: bool,
 }
@@ -195,6 +202,17 @@ impl Entry {
         }
     }
 
+    /// What a relay's refusal puts on the suppression list.
+    fn refused_address(&self) -> Option<NewSuppression> {
+        let ended = self.ended().map(|(ended, _)| ended).filter(|ended| ended.suppresses)?;
+        let hash = hex::decode(&self.recipient_hash).ok()?.try_into().ok()?;
+        let address = self.recipients.iter().find(|r| r.hash == self.recipient_hash).map(|r| r.email.clone());
+        Some(NewSuppression {
+            note: ended.reply_code.zip(ended.reply_text.as_deref()).map(|(code, text)| format!("{code} {text}")),
+            ..NewSuppression::new(hash, address, SuppressionReason::HardBounce, BY_RELAY.to_owned())
+        })
+    }
+
     fn progress(&self) -> Progress {
         Progress::of_step(self.round, self.ended().map(|(ended, status)| (status, ended.held)))
     }
@@ -235,6 +253,9 @@ impl Store {
             sqlx::query("set tcp_keepalives_interval = 5").execute(&mut connection).await?;
             sqlx::query("set tcp_keepalives_count = 3").execute(&mut connection).await?;
             sqlx::query("set idle_in_transaction_session_timeout = '60s'").execute(&mut connection).await?;
+            if let Some(setting) = events_setting(self.events) {
+                sqlx::raw_sql(setting).execute(&mut connection).await?;
+            }
             let is_ours = sqlx::query_scalar!("select pg_try_advisory_lock($1) as \"is_ours!\"", JOURNAL_LOCK)
                 .fetch_one(&mut connection)
                 .await?;
@@ -254,6 +275,7 @@ impl Store {
                 apply(&mut tx, received).await?;
             }
             tx.commit().await?;
+            self.outbox_written.notify_one();
             Ok(())
         };
         within_limit(applying).await
@@ -312,6 +334,9 @@ async fn apply(tx: &mut PgConnection, received: &ReceivedEntry) -> Result<(), St
     keep_files(tx, entry, &received.files).await?;
     for (ordinal, recipient) in entry.recipients.iter().enumerate() {
         insert_recipient(tx, entry, ordinal, recipient).await?;
+    }
+    if let Some(refused) = entry.refused_address() {
+        suppress_in(tx, &[refused]).await?;
     }
     step(tx, entry, stored.generation > request.generation).await
 }

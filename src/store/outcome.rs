@@ -7,10 +7,15 @@
 use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::{Store, StoreError, gather::Load};
+use super::{
+    Store, StoreError,
+    gather::Load,
+    suppressions::{NewSuppression, suppress_in},
+    whole::Whole,
+};
 use crate::email::{Lane, Phase, Reason, Reply};
 
 /// In the timeline, beside what a worker found out whose row somebody else had taken.
@@ -74,6 +79,8 @@ pub struct OutcomeRow {
     pub reply: Option<Reply>,
     /// For people.
     pub error: Option<String>,
+    /// The relay refused the address for good: it is on the suppression list from the same commit on.
+    pub suppression: Option<Box<NewSuppression>>,
 }
 
 impl Load for OutcomeRow {}
@@ -145,8 +152,25 @@ impl Store {
     }
 }
 
-/// Records a batch of outcomes in one statement; as in claims, values are picked out of their arrays by number.
+/// Records a batch of outcomes, and with them whom the relay refused for good; only then it takes more than one statement.
 pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<Vec<Finish>, StoreError> {
+    let refused: Vec<NewSuppression> = batch.iter().filter_map(|row| row.suppression.as_deref().cloned()).collect();
+    if refused.is_empty() {
+        let mut connection = pool.acquire().await?;
+        return record(&mut connection, batch).await;
+    }
+    let mut whole = Whole::of(pool).await?;
+    let mut tx = whole.connection().begin().await?;
+    let finished = record(&mut tx, batch).await?;
+    // What the relay said of an address is true whoever has the row by now.
+    suppress_in(&mut tx, &refused).await?;
+    tx.commit().await?;
+    whole.end();
+    Ok(finished)
+}
+
+/// One statement; as in claims, values are picked out of their arrays by number.
+async fn record(connection: &mut PgConnection, batch: &[OutcomeRow]) -> Result<Vec<Finish>, StoreError> {
     let mut c = Columns::default();
     let mut order: Vec<&OutcomeRow> = batch.iter().collect();
     order.sort_by_key(|row| row.id);
@@ -206,11 +230,11 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
         &c.latency_ms as _,
         &c.error as _,
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *connection)
     .await?;
     let mut answers: HashMap<Uuid, Finish> = recorded.into_iter().map(|id| (id, Finish::Recorded)).collect();
     if answers.len() < batch.len() {
-        settle_rest(pool, batch, &c, &mut answers).await?;
+        settle_rest(connection, batch, &c, &mut answers).await?;
     }
     Ok(batch.iter().map(|row| answers.get(&row.id).copied().unwrap_or(Finish::LeaseLost)).collect())
 }
@@ -218,7 +242,7 @@ pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<
 /// Those that were not in `sending` under our token: either this very outcome was committed before and only its answer was
 /// lost, or feedback was faster (in both cases the token is still ours), or somebody else has taken the row.
 async fn settle_rest(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     batch: &[OutcomeRow],
     c: &Columns<'_>,
     answers: &mut HashMap<Uuid, Finish>,
@@ -237,15 +261,15 @@ async fn settle_rest(
         &c.kind as _,
         &c.relay_message_id as _
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *connection)
     .await?;
     for row in ours {
         answers.entry(row.id).or_insert(if row.recorded { Finish::Recorded } else { Finish::Resolved });
     }
     for row in batch {
         match answers.get(&row.id) {
-            Some(Finish::Resolved) => tell_beside(pool, row, None).await?,
-            None => tell_beside(pool, row, Some(LATE)).await?,
+            Some(Finish::Resolved) => tell_beside(connection, row, None).await?,
+            None => tell_beside(connection, row, Some(LATE)).await?,
             Some(Finish::Recorded | Finish::LeaseLost) => {}
         }
     }
@@ -254,7 +278,7 @@ async fn settle_rest(
 
 /// Somebody else has the row, or knew more, and decides; but what this worker found out, an operator shall see, and later
 /// feedback shall find its mail by.
-async fn tell_beside(pool: &PgPool, row: &OutcomeRow, remark: Option<&str>) -> Result<(), StoreError> {
+async fn tell_beside(connection: &mut PgConnection, row: &OutcomeRow, remark: Option<&str>) -> Result<(), StoreError> {
     sqlx::query!(
         "insert into email_timeline (message_id, kind, attempt, relay, phase, reply_code, reply_text, relay_message_id,
             latency_ms, error)
@@ -269,7 +293,7 @@ async fn tell_beside(pool: &PgPool, row: &OutcomeRow, remark: Option<&str>) -> R
         latency_of(&row.status),
         remark.or(row.error.as_deref())
     )
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }

@@ -226,11 +226,11 @@ async fn facts(
     let requests: Vec<Uuid> = letters.iter().filter_map(|letter| letter.request_id).collect();
     let rows = sqlx::query!(
         r#"select m.request_id as "request_id!", m.status as "status!", m.held as "held!",
-            m.settlement = 'pending' as "owed!", s.address_hash is not null as "suppressed!"
+            m.settlement = 'pending' as "owed!", exists (
+                select 1 from suppressions s where s.address_hash = m.recipient_hash
+                    and (m.template_key = any($2) or s.reason in ('hard_bounce', 'complaint'))
+                    and (s.expires_at is null or s.expires_at > now())) as "suppressed!"
            from email_messages m
-           left join suppressions s on s.address_hash = m.recipient_hash
-            and (m.template_key = any($2) or s.reason in ('hard_bounce', 'complaint'))
-            and (s.expires_at is null or s.expires_at > now())
            where m.request_id = any($1) order by m.request_id, m.ordinal"#,
         &requests,
         marketing

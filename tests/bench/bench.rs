@@ -37,6 +37,8 @@ mod daemon;
 
 mod requests;
 
+mod subscriber;
+
 mod relay;
 
 mod postfix;

@@ -20,6 +20,7 @@ use super::{
     requests::{Content, Producer},
     run::{self, Run},
     services::{ServersCpu, Services},
+    subscriber::Subscriber,
     work::{Audit, Work, daemon_settings},
 };
 
@@ -54,7 +55,8 @@ struct Used {
     wall: Duration,
     daemons_ms: f64,
     sink_ms: f64,
-    path_ms: Option<f64>,
+    /// The benchmark's own, where it is part of the work.
+    own_ms: Option<f64>,
     servers: ServersCpu,
     peak_rss_mib: f64,
 }
@@ -80,6 +82,10 @@ async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow:
     daemon::migrate(&settings, stage.scratch)?;
     let producer = Producer::connect(&settings).await?;
     producer.publish(work.content, Priority::P2, work.mails).await?;
+    let subscriber = match work.subscriber {
+        true => Some(Subscriber::start(&site.amqp_url).await?),
+        false => None,
+    };
     let database = PgPoolOptions::new().max_connections(1).connect(&site.database_url).await?;
     if let Audit::Filled(_) = work.audit {
         stage.services.checkpoint().await?;
@@ -99,7 +105,7 @@ async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow:
             wall: begun.elapsed(),
             daemons_ms: sum(daemons.iter().map(|daemon| Ok(process::cpu(daemon.pid())?.own)))?,
             sink_ms: route.sink.cpu_ms()?,
-            path_ms: route.passes_through_us().then_some(own_ms),
+            own_ms: (route.passes_through_us() || work.subscriber).then_some(own_ms),
             servers: stage.services.cpu(work.broker).since(&servers_before),
             peak_rss_mib: most(daemons.iter().map(|daemon| Ok(process::memory(daemon.pid())?.peak)))?,
         };
@@ -111,6 +117,9 @@ async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow:
     // Only the end proves that nothing was sent twice and that the broker was told of everything.
     for daemon in daemons {
         daemon.end().await?;
+    }
+    if let Some(subscriber) = subscriber {
+        subscriber.end(work.mails).await?;
     }
     let received = route.sink.received()?;
     ensure!(
@@ -139,7 +148,7 @@ fn summary(work: &Work, record: &Record, used: &Used, started: DateTime<Utc>) ->
     let seconds = |from: DateTime<Utc>, to: DateTime<Utc>| (to - from).as_seconds_f64();
     let per_thousand = |ms: f64| ms * 1000.0 / work.mails as f64;
     let servers_ms = used.servers.rabbitmq.unwrap_or(0.0) + used.servers.postgresql.unwrap_or(0.0);
-    let path_ms = used.path_ms.unwrap_or(0.0);
+    let own_ms = used.own_ms.unwrap_or(0.0);
     Ok(Run {
         mails: work.mails,
         // The first mail of every connection arrives at about the same time, so that between the first of all and the last lie
@@ -150,10 +159,10 @@ fn summary(work: &Work, record: &Record, used: &Used, started: DateTime<Utc>) ->
         start_to_first_mail_ms: Some(seconds(started, first) * 1000.0),
         peak_rss_mib: Some(used.peak_rss_mib),
         sink_cpu_ms_per_thousand: per_thousand(used.sink_ms),
-        path_cpu_ms_per_thousand: used.path_ms.map(per_thousand),
+        own_cpu_ms_per_thousand: used.own_ms.map(per_thousand),
         rabbitmq_cpu_ms_per_thousand: used.servers.rabbitmq.map(per_thousand),
         postgresql_cpu_ms_per_thousand: used.servers.postgresql.map(per_thousand),
-        elsewhere_share: run::share(used.busy_ms - used.daemons_ms - used.sink_ms - servers_ms - path_ms, used.wall),
+        elsewhere_share: run::share(used.busy_ms - used.daemons_ms - used.sink_ms - servers_ms - own_ms, used.wall),
     })
 }
 

@@ -98,6 +98,9 @@ async fn send(stage: Stage<'_>, sender: &Sender, sizes: &mut Sizes) -> anyhow::R
 /// What a reader has to know of a row beyond its figures.
 async fn note(stage: Stage<'_>, sender: &Sender) -> Option<String> {
     let Sender::Daemons(work) = sender else { return None };
+    if work.subscriber {
+        return Some("the subscriber runs in the benchmark, and its CPU is the benchmark's own".to_owned());
+    }
     match work.relay {
         Relay::Plain => None,
         Relay::StartTls => Some("the relay's side of TLS is in the benchmark's own CPU, not in smtp-sink's".to_owned()),

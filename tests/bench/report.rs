@@ -213,7 +213,7 @@ impl Report {
                 "start_to_first_mail_ms": row.median(|run| run.start_to_first_mail_ms),
                 "peak_rss_mib": row.median(|run| run.peak_rss_mib),
                 "sink_cpu_ms_per_thousand": row.median(|run| Some(run.sink_cpu_ms_per_thousand)),
-                "path_cpu_ms_per_thousand": row.median(|run| run.path_cpu_ms_per_thousand),
+                "own_cpu_ms_per_thousand": row.median(|run| run.own_cpu_ms_per_thousand),
                 "rabbitmq_cpu_ms_per_thousand": row.median(|run| run.rabbitmq_cpu_ms_per_thousand),
                 "postgresql_cpu_ms_per_thousand": row.median(|run| run.postgresql_cpu_ms_per_thousand),
                 "elsewhere_share": row.median(|run| Some(run.elsewhere_share)),

@@ -31,6 +31,8 @@ pub(crate) enum Name {
     Rabbitmq4Classic,
     /// The same by two daemons that share the connections
     TwoDaemons,
+    /// The same with a subscriber to all events
+    Subscriber,
     /// The same with a relay that asks for STARTTLS
     Starttls,
     /// The same with many millions of rows in the audit already
@@ -159,6 +161,10 @@ fn small(args: &Args, services: &Services, filled: Option<String>, absent: &mut 
     if is_wanted(args, Name::TwoDaemons) {
         let work = Work { daemons: 2, ..usual.clone() };
         rows.push(spec("two-daemons", "two daemons, half the connections each".to_owned(), work, "source"));
+    }
+    if is_wanted(args, Name::Subscriber) {
+        let work = Work { subscriber: true, ..usual.clone() };
+        rows.push(spec("subscriber", "a subscriber to all events".to_owned(), work, "source"));
     }
     if is_wanted(args, Name::Starttls) {
         let work = Work { relay: Relay::StartTls, ..usual.clone() };

@@ -18,8 +18,8 @@ pub(crate) struct Run {
     /// Of the daemon that had most.
     pub(crate) peak_rss_mib: Option<f64>,
     pub(crate) sink_cpu_ms_per_thousand: f64,
-    /// Of the benchmark itself, where the path to the relay leads through it.
-    pub(crate) path_cpu_ms_per_thousand: Option<f64>,
+    /// Of the benchmark itself, where the path to the relay leads through it or it listens to events.
+    pub(crate) own_cpu_ms_per_thousand: Option<f64>,
     pub(crate) rabbitmq_cpu_ms_per_thousand: Option<f64>,
     pub(crate) postgresql_cpu_ms_per_thousand: Option<f64>,
     /// How much of the machine went to neither the sender nor what it needs: other programs, the kernel's own threads.

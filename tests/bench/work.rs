@@ -69,6 +69,8 @@ pub(crate) struct Work {
     pub(crate) content: Content,
     pub(crate) relay: Relay,
     pub(crate) audit: Audit,
+    /// Whether somebody listens to all events.
+    pub(crate) subscriber: bool,
 }
 
 impl Work {
@@ -84,6 +86,7 @@ impl Work {
             content: Content::Notice,
             relay: Relay::Plain,
             audit: Audit::Fresh,
+            subscriber: false,
         }
     }
 

@@ -288,3 +288,47 @@ async fn a_dead_letter_that_was_owed_when_the_database_went_is_written_when_it_i
     assert!(rows.iter().map(|row| row.status.as_str()).eq(["failed", "sent"]), "{rows:?}");
     post.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_was_put_on_the_list_or_refused_a_moment_ago_gets_no_incident_without_the_database() {
+    let (mut post, line) = with_line(&[]).await;
+    post.start_daemon().await;
+    let list = "/api/v1/email/suppressions";
+    let new = serde_json::json!({ "address": "complained@example.bj", "reason": "complaint" });
+    let (status, said) = post.daemon().post(list, ADMIN_TOKEN, &new).await;
+    assert_eq!(status, reqwest::StatusCode::CREATED, "{said}");
+    lose_the_database(&post, &line).await;
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to("gone"));
+    let first = [incident("complained@example.bj"), incident("gone@example.bj")];
+    post.broker.publish_all(&first).await;
+    // The NOC has both; and the letter comes when both recipients are dealt with.
+    post.relay.wait_for_mails(2).await;
+    until("the refusal is in its queue", async || {
+        post.broker.depth("email.dead").await.is_some_and(|depth| depth.ready == 1)
+    })
+    .await;
+    post.relay.behave();
+    let second = incident("gone@example.bj");
+    post.publish(&second).await;
+    post.relay.wait_for_mails(3).await;
+
+    line.mend().await;
+    for (request, status) in [(&first[0], "suppressed"), (&first[1], "failed"), (&second, "suppressed")] {
+        until("the audit has both", async || post.database.rows(id(request)).await.len() == 2).await;
+        post.wait_until_settled().await;
+        let rows = post.database.rows(id(request)).await;
+        let ended: Vec<_> = rows.iter().map(|row| row.status.as_str()).collect();
+        assert_eq!(ended, [status, "sent"]);
+    }
+    assert_eq!(post.relay.log().mails.len(), 3);
+    let listed: Vec<(String, String)> = sqlx::query_as("select reason, source from suppressions order by reason")
+        .fetch_all(&post.database.pool)
+        .await
+        .expect("an answer");
+    assert_eq!(
+        listed,
+        [("complaint".into(), "operator:test-admin".into()), ("hard_bounce".into(), "smtp".into())],
+        "the journal has put the refusal on the list"
+    );
+    post.finish().await;
+}

@@ -17,7 +17,7 @@ use crate::support::{
 
 /// A request that the relay refuses, and its letter; then the relay is mended.
 async fn refused(post: &Installation, request: &wire::EmailRequest) -> Uuid {
-    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")));
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 not from you")));
     post.publish(request).await;
     let letter = post.database.wait_for_letter(id(request)).await;
     post.wait_until_settled().await;
@@ -132,7 +132,7 @@ async fn a_mail_that_was_held_goes_out_under_the_same_message_id() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_several_recipients_only_those_that_failed_get_it() {
     let post = Installation::start().await;
-    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to("gone"));
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 not from you")).to("gone"));
     let mut request = ticket("one@example.bj");
     for address in ["gone@example.bj", "nowhere", "two@example.bj"] {
         request.recipients.push(wire::Recipient { address: address.to_owned(), display_name: String::new() });
@@ -188,7 +188,7 @@ async fn refused_later(post: &Installation, request: &wire::EmailRequest) {
         post.database.rows(id(request)).await.iter().any(|row| row.attempts == 1 && row.status == "queued")
     })
     .await;
-    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")));
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 not from you")));
     post.database.wait_for_letter(id(request)).await;
     post.wait_until_settled().await;
     post.relay.behave();

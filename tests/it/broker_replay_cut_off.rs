@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 async fn refused(post: &Installation, request: &wire::EmailRequest) {
-    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")));
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 not from you")));
     post.publish(request).await;
     post.database.wait_for_letter(id(request)).await;
     post.wait_until_settled().await;

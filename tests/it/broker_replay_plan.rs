@@ -21,7 +21,7 @@ fn counts(said: &Value) -> (u64, u64, u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_counts_what_its_run_then_does_and_changes_nothing() {
     let post = Installation::start().await;
-    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")));
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 not from you")));
     let all =
         [ticket("one@example.bj"), ticket("two@example.bj"), ticket("three@example.bj"), invoice("four@example.bj")];
     for request in &all {

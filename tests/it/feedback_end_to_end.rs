@@ -10,8 +10,9 @@ use crate::support::{
     installation::Installation,
     mail::Mail,
     requests::{attach, invoice, pdf, ticket},
-    ses::{SesMail, TOPIC},
+    ses::SesMail,
     sns::SnsSigner,
+    webhook::TOPIC,
 };
 
 async fn start(sns: &SnsSigner) -> Installation {
@@ -60,8 +61,7 @@ async fn a_mail_is_published_sent_delivered_and_told_of() {
     let mut kinds: Vec<_> = post.database.timeline(row.id).await.iter().map(|line| line.kind.clone()).collect();
     kinds[1..].sort();
     assert_eq!(kinds, ["sent", "accepted", "delivered"]);
-    let (status, page) =
-        post.daemon().get("/api/v1/email/messages?to=reseller%40example.bj", VIEWER_TOKEN).await;
+    let (status, page) = post.daemon().get("/api/v1/email/messages?to=reseller%40example.bj", VIEWER_TOKEN).await;
     assert_eq!((status, &page["items"][0]["status"]), (StatusCode::OK, &json!("delivered")));
     assert!(page["items"][0]["delivered_at"].is_string(), "{page}");
     let said = post.run(&["messages", "--to", "reseller@example.bj"]).await;

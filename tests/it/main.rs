@@ -77,6 +77,12 @@ mod broker_cut_link;
 
 mod broker_topology;
 
+mod events_told;
+
+mod events_not_lost;
+
+mod events_tail;
+
 mod admin_api;
 
 mod command_line;
@@ -87,6 +93,12 @@ mod broker_one_connection;
 
 mod broker_suppressed;
 
+mod broker_refused_address;
+
+mod suppression_list;
+
+mod admin_suppressions;
+
 mod broker_readme_program;
 
 mod broker_replay;
@@ -96,3 +108,13 @@ mod broker_replay_cut_off;
 mod broker_replay_plan;
 
 mod feedback_matching;
+
+mod webhook_forgeries;
+
+mod webhook_certificates;
+
+mod webhook_receipts;
+
+mod webhook_limits;
+
+mod feedback_end_to_end;

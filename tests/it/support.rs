@@ -20,6 +20,9 @@ pub mod database;
 /// What the audit says.
 pub mod audit;
 
+/// Somebody who listens to events.
+pub mod events;
+
 /// The daemon in this process.
 pub mod daemon;
 
@@ -43,6 +46,12 @@ pub mod frames;
 
 /// What Amazon SES tells.
 pub mod ses;
+
+/// A signer that is not our own code, in SNS's place.
+pub mod sns;
+
+/// The public listener, and the places that it may ask.
+pub mod webhook;
 
 /// Waiting for something to become true.
 pub mod wait;

@@ -56,7 +56,7 @@ fn the_environment_wins_over_the_file() {
     "#;
     let config = load_file(text, &[("EMAIL_EVENTS", "off"), ("EMAIL_PREFETCH_FAST", "20")], &[]).expect("valid");
     assert_eq!(config.mail.from_name.as_deref(), Some("from the file"));
-    assert_eq!(config.pipeline.events, EventsMode::Off);
+    assert_eq!(config.store.events, EventsMode::Off);
     assert_eq!(config.pipeline.p0_sources, ["incident", "noc"]);
     assert_eq!(config.smtp.relays[0].tls, RelayTls::Plain);
     assert_eq!((*config.broker.prefetch.get(Lane::Fast), *config.smtp.connections.get(Lane::Fast)), (20, 2));

@@ -238,6 +238,44 @@ fn what_a_mails_fate_says_about_the_relay() {
 }
 
 #[test]
+fn who_is_refused_for_good_and_who_only_today() {
+    const GONE: bool = true;
+    const STAYS: bool = false;
+    for (phase, line, want) in [
+        (Phase::Rcpt, "550 5.1.1 no such user", GONE),
+        (Phase::Rcpt, "551 5.1.6 has moved", GONE),
+        (Phase::Rcpt, "501 5.1.3 bad address syntax", GONE),
+        (Phase::Rcpt, "556 5.1.10 the domain accepts no mail", GONE),
+        (Phase::Rcpt, "550 5.2.1 this account is disabled", GONE),
+        (Phase::Rcpt, "550 5.2.1 receiving mail at a rate that prevents additional messages", STAYS),
+        // No status, none that speaks of the mailbox, or one of another class than the code.
+        (Phase::Rcpt, "550 no such user", STAYS),
+        (Phase::Rcpt, "550 5.1.0 address rejected", STAYS),
+        (Phase::Rcpt, "550 5.1.2 domain not found", STAYS),
+        (Phase::Rcpt, "550 5.1.4 ambiguous", STAYS),
+        (Phase::Rcpt, "550 5.1.8 bad sender", STAYS),
+        (Phase::Rcpt, "552 5.2.2 mailbox full", STAYS),
+        (Phase::Rcpt, "550 5.4.4 unable to route", STAYS),
+        (Phase::Rcpt, "550 5.7.1 relaying denied", STAYS),
+        (Phase::Rcpt, "554 5.7.1 listed", STAYS),
+        (Phase::Rcpt, "550 4.1.1 odd", STAYS),
+        (Phase::Rcpt, "450 4.1.1 no such user yet", STAYS),
+        (Phase::Rcpt, "421 4.1.1 closing", STAYS),
+        // It wants credentials: nothing is known of the address.
+        (Phase::Rcpt, "530 5.1.1 odd", STAYS),
+        // Said of the sender, or of the content.
+        (Phase::Mail, "550 5.1.1 no such user", STAYS),
+        (Phase::Data, "550 5.1.1 no such user", STAYS),
+        (Phase::FinalDot, "550 5.1.1 no such user", STAYS),
+    ] {
+        assert_eq!(refuses_address(&classify(&refusal(phase, line))), want, "{phase} {line}");
+    }
+    assert!(!refuses_address(&classify(&cut(Phase::Rcpt))));
+    let accepted = SendReport::Accepted { reply: reply(b"250 5.1.1 ok\r\n") };
+    assert!(!refuses_address(&classify(&accepted)));
+}
+
+#[test]
 fn the_error_names_step_and_words_and_has_an_end() {
     let Outcome::Rejected { error, .. } = classify(&refusal(Phase::Rcpt, "550 5.1.1 no such user")) else {
         panic!("a 550 is a rejection")

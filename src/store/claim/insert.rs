@@ -67,7 +67,9 @@ pub(in crate::store) async fn insert_batch(
                 select i.n, i.r, i.w, i.status, i.request_id, i.recipient_hash, case when i.status in ('sending', 'queued')
                     then (select s.reason from suppressions s where s.address_hash = i.recipient_hash
                         and (i.marketing or s.reason in ('hard_bounce', 'complaint'))
-                        and (s.expires_at is null or s.expires_at > now())) end as suppression
+                        and (s.expires_at is null or s.expires_at > now())
+                        -- as the primary key has them: the first found is the one that is told
+                        order by s.reason, s.category limit 1) end as suppression
                 from (
                     select n, ($20::int[])[n] as r, ($25::int[])[n] as w, ($26::text[])[n] as status,
                         ($1::uuid[])[($20::int[])[n]] as request_id, ($21::bytea[])[n] as recipient_hash,

@@ -49,8 +49,9 @@ pub(super) async fn readmit(
             coalesce(extract(epoch from m.due_at - now()), 0)::float8 as "due_in!",
             coalesce(w.lease_until > now(), false) as "lease_live!", s.reason as "suppressed?"
            from email_messages m left join email_workers w on w.id = m.worker_id
-           left join suppressions s on s.address_hash = m.recipient_hash
-            and ($3 or s.reason in ('hard_bounce', 'complaint')) and (s.expires_at is null or s.expires_at > now())
+           left join lateral (select s.reason from suppressions s where s.address_hash = m.recipient_hash
+                and ($3 or s.reason in ('hard_bounce', 'complaint')) and (s.expires_at is null or s.expires_at > now())
+                order by s.reason, s.category limit 1) as s on true
            where m.request_id = $1 and m.recipient_hash = any($2) order by m.ordinal for update of m"#,
         facts.id,
         &asked,

@@ -14,7 +14,11 @@ use crate::{
         EmailAddress, Status,
         feedback::{Bounce, FeedbackEvent, FeedbackKind, Standing},
     },
-    store::{Store, StoreError, claim::status_of},
+    store::{
+        Store, StoreError,
+        claim::status_of,
+        suppressions::{NewSuppression, suppress_in},
+    },
 };
 
 /// Receipts that were taken out to be applied; given back untouched when dropped.
@@ -71,19 +75,12 @@ struct Line {
     reason: Option<String>,
 }
 
-/// Who gets no more mail, and why.
-struct Suppressed {
-    hash: [u8; 32],
-    address: Option<String>,
-    reason: &'static str,
-    note: String,
-}
-
 /// What all events of a batch do.
 #[derive(Default)]
 struct Effects {
     lines: Vec<Line>,
-    suppressed: Vec<Suppressed>,
+    /// Who gets no more mail, and when the reason for it happened.
+    suppressed: Vec<(NewSuppression, DateTime<Utc>)>,
 }
 
 impl Store {
@@ -126,7 +123,7 @@ impl Store {
                 let words = told.and_then(|n| event.recipients[n].diagnostic.clone());
                 row.tell(event, words, &mut effects.lines);
             }
-            self.note_suppressed(event, is_anonymised, &mut effects.suppressed);
+            self.suppressions_of_event(event, is_anonymised, &mut effects.suppressed);
             // What is about no mail at all waits for none.
             let is_matched = has_row || event.kind == FeedbackKind::Other;
             if is_matched {
@@ -137,12 +134,15 @@ impl Store {
             fates.push((is_matched, is_anonymised));
         }
         applied.resolved = rows.iter().filter(|row| row.is_resolved).count();
-        applied.suppressed = effects.suppressed.len();
         write_rows(&mut tx, &rows).await?;
         write_lines(&mut tx, &effects.lines).await?;
-        write_suppressed(&mut tx, &effects.suppressed).await?;
+        let suppressed = write_suppressed(&mut tx, effects.suppressed).await?;
+        applied.suppressed = suppressed.len();
         write_receipts(&mut tx, &receipts, events, &fates).await?;
         tx.commit().await?;
+        for entry in suppressed.iter().filter(|entry| entry.reason.stops_transactional()) {
+            self.note_suppressed(entry.address_hash);
+        }
         Ok(applied)
     }
 
@@ -170,19 +170,25 @@ impl Store {
     }
 
     /// Whoever complains, or is not there, gets nothing more: also when the mail is not known any more.
-    fn note_suppressed(&self, event: &FeedbackEvent, is_anonymised: bool, suppressed: &mut Vec<Suppressed>) {
+    fn suppressions_of_event(
+        &self,
+        event: &FeedbackEvent,
+        is_anonymised: bool,
+        suppressed: &mut Vec<(NewSuppression, DateTime<Utc>)>,
+    ) {
         let Some(reason) = event.kind.suppresses() else { return };
         let note = match &event.kind {
             FeedbackKind::Bounced { bounce, .. } => bounce.subtype.clone(),
             FeedbackKind::Complained { feedback_type } => feedback_type.clone(),
-            _ => String::new(),
+            _ => return,
         };
         for told in &event.recipients {
             let Ok(address) = EmailAddress::parse(&told.address) else { continue };
             let hash = self.address_hash(&address.key());
             // Who was forgotten stays forgotten; the hash is enough to keep mail away.
             let address = (!is_anonymised).then(|| address.as_str().to_owned());
-            suppressed.push(Suppressed { hash, address, reason, note: note.clone() });
+            let entry = NewSuppression::new(hash, address, reason, "ses".to_owned());
+            suppressed.push((NewSuppression { note: Some(note.clone()), ..entry }, event.occurred_at));
         }
     }
 }
@@ -369,19 +375,28 @@ async fn write_lines(tx: &mut PgConnection, lines: &[Line]) -> Result<(), StoreE
     Ok(())
 }
 
-async fn write_suppressed(tx: &mut PgConnection, suppressed: &[Suppressed]) -> Result<(), StoreError> {
-    for one in suppressed {
-        sqlx::query!(
-            "insert into suppressions (address_hash, address, reason, source) values ($1, $2, $3, 'ses')
-             on conflict do nothing",
-            &one.hash[..],
-            one.address,
-            one.reason
-        )
-        .execute(&mut *tx)
-        .await?;
+/// Answers who is on the list by it. What an operator lifted since it happened stays lifted, however often it is told.
+async fn write_suppressed(
+    tx: &mut PgConnection,
+    suppressed: Vec<(NewSuppression, DateTime<Utc>)>,
+) -> Result<Vec<NewSuppression>, StoreError> {
+    if suppressed.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(())
+    let lifted = sqlx::query!(
+        "select address_hash, reason, max(at) as \"at!\" from suppression_changes
+         where address_hash = any($1) and change = 'lifted' group by address_hash, reason",
+        &suppressed.iter().map(|(entry, _)| entry.address_hash.to_vec()).collect::<Vec<_>>()
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    let is_lifted = |entry: &NewSuppression, at: DateTime<Utc>| {
+        lifted.iter().any(|l| l.address_hash == entry.address_hash && l.reason == entry.reason.name() && l.at >= at)
+    };
+    let entries: Vec<_> =
+        suppressed.into_iter().filter(|(entry, at)| !is_lifted(entry, *at)).map(|(entry, _)| entry).collect();
+    suppress_in(tx, &entries).await?;
+    Ok(entries)
 }
 
 /// What was matched is done; the rest is looked at again, ever more seldom.

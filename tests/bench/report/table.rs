@@ -114,7 +114,7 @@ fn right(table: &mut Table, columns: std::ops::Range<usize>) {
 fn beside(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
     let others = [
         ("smtp-sink", row.median(|run| Some(run.sink_cpu_ms_per_thousand))),
-        ("the path to it", row.median(|run| run.path_cpu_ms_per_thousand)),
+        ("the benchmark", row.median(|run| run.own_cpu_ms_per_thousand)),
         ("RabbitMQ", row.median(|run| run.rabbitmq_cpu_ms_per_thousand)),
         ("PostgreSQL", row.median(|run| run.postgresql_cpu_ms_per_thousand)),
     ];

@@ -117,6 +117,17 @@ pub(crate) fn verdicts(report: &Report, args: &Args) -> Vec<Verdict> {
             Verdict::new(&format!("{small}CPU a mail ÷ smtp-source -d's"), Side::AtMost, 2.5, "", 2, cpu("small")),
         ),
         (
+            Name::Subscriber,
+            Verdict::new(
+                "2 kB with a subscriber to all events: mails/s ÷ smtp-source -d's",
+                Side::AtLeast,
+                0.30,
+                "",
+                2,
+                rate("subscriber"),
+            ),
+        ),
+        (
             Name::OneConnection,
             Verdict::new(
                 "one connection: mails/s ÷ smtp-source -d -s 1's",

@@ -38,6 +38,7 @@ pub(super) fn cases() -> Vec<Case> {
             "a mail that may have been accepted follows its policy, under the same Message-ID"
         }
         Point::ReplayCommitted | Point::ReplayConfirmed => "a letter whose replay was cut off can be replayed again",
+        Point::EventsConfirmed => "an event that is told twice has the same id",
         Point::OutcomeCommitted | Point::CopyDue | Point::CopyConfirmed | Point::AckDue | Point::Acked => {
             "what is recorded is never sent again, and what it owes is done"
         }

@@ -93,7 +93,7 @@ const MISDEEDS: [Misdeed; 24] = [
         patience_s: NO_HURRY,
         reasons: &["rejected"],
         script: |relay, _, _| {
-            relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).every(5));
+            relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 not from you")).every(5));
             relay.script(Rule::at(Phase::FinalDot, Act::reply("554 5.7.1 not wanted here")).every(6));
         },
     },

@@ -133,6 +133,13 @@ impl Broker {
         of_queue.filter_map(|consumer| consumer["prefetch_count"].as_u64()).collect()
     }
 
+    /// Consumers of queues that the broker has named: people and tests who listen.
+    pub async fn listeners(&self) -> usize {
+        let listed = self.get(&format!("consumers/{}", self.vhost)).await;
+        let named = listed.as_array().into_iter().flatten().filter_map(|consumer| consumer["queue"]["name"].as_str());
+        named.filter(|name| name.starts_with("amq.gen")).count()
+    }
+
     /// The names of all queues.
     pub async fn queues(&self) -> Vec<String> {
         let listed = self.get(&format!("queues/{}?columns=name", self.vhost)).await;

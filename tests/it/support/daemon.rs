@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode, time::Duration};
 
 use postrider::{
-    app::{self, AppError},
+    app::{self, AppError, Listeners},
     config::{Environment, LogConfig, LogFormat, Settings},
     telemetry,
 };
@@ -27,6 +27,7 @@ pub struct Daemon {
     stop: CancellationToken,
     running: JoinHandle<Result<ExitCode, AppError>>,
     admin: SocketAddr,
+    public: Option<SocketAddr>,
     http: reqwest::Client,
 }
 
@@ -45,11 +46,16 @@ impl Daemon {
         }
         let environment: Environment = variables.iter().collect();
         let config = Settings::read(&environment, None).config().unwrap_or_else(|faults| panic!("{faults}"));
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
-        let admin = listener.local_addr().expect("it is bound");
+        let bind = async || TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let listeners = Listeners {
+            admin: bind().await,
+            public: if config.feedback_addr().is_some() { Some(bind().await) } else { None },
+        };
+        let admin = listeners.admin.local_addr().expect("it is bound");
+        let public = listeners.public.as_ref().map(|listener| listener.local_addr().expect("it is bound"));
         let stop = CancellationToken::new();
-        let running = tokio::spawn(Box::pin(app::run_on(listener, config, stop.clone())));
-        Self { stop, running, admin, http: reqwest::Client::new() }
+        let running = tokio::spawn(Box::pin(app::run_on(listeners, config, stop.clone())));
+        Self { stop, running, admin, public, http: reqwest::Client::new() }
     }
 
     /// Waits until `/readyz` says so.
@@ -89,6 +95,17 @@ impl Daemon {
     /// An address of the admin listener.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
+    }
+
+    /// The public listener, which must be configured.
+    pub fn public(&self) -> SocketAddr {
+        self.public.expect("WEBHOOK_ADDR and SNS_TOPIC_ARNS are set")
+    }
+
+    /// Posts what SNS would post.
+    pub async fn post_webhook(&self, envelope: &str) -> StatusCode {
+        let url = format!("http://{}/api/v1/email/webhook", self.public());
+        super::webhook::post(&self.http, &url, envelope).await
     }
 
     /// Asks with a token.

@@ -1,6 +1,9 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
-use postrider::{config::StoreConfig, store::Store};
+use postrider::{
+    config::{EventsMode, StoreConfig},
+    store::Store,
+};
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, postgres::PgPoolOptions};
@@ -56,6 +59,7 @@ fn config(url: &str) -> StoreConfig {
         connections_max: 1,
         fast_connections_max: 1,
         hash_key: SecretString::from(HASH_KEY),
+        events: EventsMode::Final,
     }
 }
 
@@ -116,4 +120,11 @@ fn named(admin_url: &Url, database: &str) -> String {
     let mut url = admin_url.clone();
     url.set_path(database);
     url.into()
+}
+
+impl Database {
+    /// How many receipts of feedback there are.
+    pub async fn receipts(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from webhook_events").fetch_one(&self.pool).await.expect("an answer")
+    }
 }

@@ -5,8 +5,7 @@ use postrider::store::{Kept, Receipt, Store};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-/// The topic of every test.
-pub const TOPIC: &str = "arn:aws:sns:eu-west-1:123456789012:ses-feedback";
+use super::webhook::TOPIC;
 
 /// Settings of a daemon that SES talks to.
 pub const FEEDBACK_SETTINGS: [(&str, &str); 2] = [("WEBHOOK_ADDR", "127.0.0.1:0"), ("SNS_TOPIC_ARNS", TOPIC)];

@@ -1,0 +1,147 @@
+//! The public listener: what Amazon SNS posts to, and nothing else. Anybody can reach it, so everything has a limit.
+//!
+//! Invariant: 2xx means committed, 4xx never again, 5xx again later: SNS repeats after a 5xx and drops after a 4xx.
+//! Invariant: nobody holds a connection for longer than a request may take.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::feedback::front_door::{Fault, FrontDoor, Received, Refusal, Rejection, SnsHeaders};
+
+/// Largest message: SNS's own limit is 256 KiB, before JSON escapes it.
+const BODY_BYTES_MAX: usize = 512 * 1024;
+/// Largest head of a request.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Longest wait for the head of a request, also of the next one on a connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for a request, from its head to its answer: SNS gives up after 15 s.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(14);
+/// Connections at once; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 128;
+/// Pause after a connection could not be accepted, for instance for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// What the owner of a subscription finds in the delivery log of SNS.
+const RAW_DELIVERY: &str =
+    "raw message delivery is on for this subscription, so its messages are not signed; turn RawMessageDelivery off\n";
+
+/// Serves until `stop`; requests under way are finished.
+pub async fn serve(listener: TcpListener, door: Arc<FrontDoor>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = TaskTracker::new();
+    let router = router(door);
+    loop {
+        let accepted = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! { () = stop.cancelled() => break, accepted = accepted => accepted };
+        match accepted {
+            Ok((stream, _)) => {
+                let serving = serve_connection(stream, router.clone(), stop.clone());
+                connections.spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the public listener could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection to the public listener ended");
+    }
+}
+
+fn router(door: Arc<FrontDoor>) -> Router {
+    Router::new()
+        .route("/api/v1/email/webhook", post(webhook))
+        .fallback(async || StatusCode::NOT_FOUND)
+        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
+        .with_state(door)
+}
+
+async fn webhook(State(door): State<Arc<FrontDoor>>, request: Request) -> Response {
+    let received = tokio::time::timeout(REQUEST_TIMEOUT, receive(&door, request)).await;
+    let received = received.unwrap_or(Err(Fault::Timeout.into()));
+    door.record(received);
+    answer(received)
+}
+
+async fn receive(door: &FrontDoor, request: Request) -> Result<Received, Rejection> {
+    let (head, body) = request.into_parts();
+    let body = read(&head.headers, body).await?;
+    let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let headers = SnsHeaders {
+        message_type: text("x-amz-sns-message-type"),
+        is_raw: text("x-amz-sns-rawdelivery").is_some_and(|told| told.eq_ignore_ascii_case("true")),
+    };
+    door.receive(headers, &body).await
+}
+
+async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|bytes| bytes > BODY_BYTES_MAX) {
+        return Err(Refusal::TooLarge);
+    }
+    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Refusal::TooLarge),
+        Err(_) => Err(Refusal::Malformed),
+    }
+}
+
+fn answer(received: Result<Received, Rejection>) -> Response {
+    match received {
+        Ok(_) => StatusCode::OK.into_response(),
+        Err(Rejection::Failed(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Err(Rejection::Refused(refusal)) => match refusal {
+            Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+            Refusal::Malformed => StatusCode::BAD_REQUEST.into_response(),
+            Refusal::RawDelivery => (StatusCode::FORBIDDEN, RAW_DELIVERY).into_response(),
+            Refusal::UnknownTopic
+            | Refusal::Stale
+            | Refusal::FromTheFuture
+            | Refusal::SignatureVersion
+            | Refusal::CertificateUrl
+            | Refusal::Certificate
+            | Refusal::Signature
+            | Refusal::SubscribeUrl => StatusCode::FORBIDDEN.into_response(),
+        },
+    }
+}
