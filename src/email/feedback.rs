@@ -43,10 +43,8 @@ pub struct Mark {
 impl Mark {
     /// The header of a mail that holds it.
     pub const HEADER: &'static str = "X-Postrider-Message";
-    /// The message tag that holds its row, for providers that return tags.
-    pub const ROW_TAG: &'static str = "postrider-message";
-    /// The message tag that holds its attempt.
-    pub const ATTEMPT_TAG: &'static str = "postrider-attempt";
+    /// The message tag that holds it, for providers that return tags.
+    pub const TAG: &'static str = "postrider";
 
     /// As the header's value.
     #[must_use]
@@ -54,16 +52,25 @@ impl Mark {
         format!("{};attempt={}", self.row_id, self.attempt)
     }
 
-    /// As `X-SES-MESSAGE-TAGS` has it.
+    /// As `X-SES-MESSAGE-TAGS` has it: short enough for a line that nobody needs to fold.
     #[must_use]
-    pub fn tags(self) -> String {
-        format!("{}={}, {}={}", Self::ROW_TAG, self.row_id, Self::ATTEMPT_TAG, self.attempt)
+    pub fn tag(self) -> String {
+        format!("{}={}_{}", Self::TAG, self.row_id, self.attempt)
     }
 
     /// Reads the header's value.
     #[must_use]
     pub fn read(header: &str) -> Option<Self> {
-        let (row_id, attempt) = header.trim().split_once(";attempt=")?;
+        Self::of(header.trim().split_once(";attempt=")?)
+    }
+
+    /// Reads the tag's value.
+    #[must_use]
+    pub fn read_tag(value: &str) -> Option<Self> {
+        Self::of(value.split_once('_')?)
+    }
+
+    fn of((row_id, attempt): (&str, &str)) -> Option<Self> {
         Some(Self { row_id: row_id.parse().ok()?, attempt: attempt.trim().parse().ok()? })
     }
 }

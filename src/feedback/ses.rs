@@ -113,9 +113,8 @@ fn mark(mail: &Value) -> Option<Mark> {
         .filter(|header| text(header, "/name").is_some_and(|name| name.eq_ignore_ascii_case(Mark::HEADER)))
         .find_map(|header| Mark::read(text(header, "/value")?));
     ours.or_else(|| {
-        let tag = |name| mail.get("tags").and_then(|tags| tags.get(name)).and_then(|values| text(values, "/0"));
-        let row_id = tag(Mark::ROW_TAG)?.parse().ok()?;
-        Some(Mark { row_id, attempt: tag(Mark::ATTEMPT_TAG).and_then(|n| n.parse().ok()).unwrap_or(1) })
+        let values = mail.get("tags").and_then(|tags| tags.get(Mark::TAG))?;
+        Mark::read_tag(text(values, "/0")?)
     })
 }
 

@@ -274,8 +274,8 @@ impl Pipeline {
             .collect();
         let size: usize = files.iter().map(|a| a.bytes.len()).sum();
         // SES takes it out again, and gives it back with each of its events.
-        let tags = self.has_feedback.then(|| Mark { row_id: making.row_id, attempt: making.attempt }.tags());
-        let tags = tags.as_deref().map(|tags| ("X-SES-MESSAGE-TAGS", tags));
+        let tag = self.has_feedback.then(|| Mark { row_id: making.row_id, attempt: making.attempt }.tag());
+        let tag = tag.as_deref().map(|tag| ("X-SES-MESSAGE-TAGS", tag));
         let parts = mime::MessageParts {
             from: &self.mail.from,
             from_name: self.mail.from_name.as_deref(),
@@ -295,7 +295,7 @@ impl Pipeline {
             template_version: making.template_version,
             lane: making.lane,
             auto_submitted: true,
-            extra: tags.as_slice(),
+            extra: tag.as_slice(),
         };
         let built = if size > BUILD_INLINE_BYTES_MAX {
             tokio::task::block_in_place(|| mime::build(&parts))

@@ -39,6 +39,8 @@ mod requests;
 
 mod subscriber;
 
+mod feedback;
+
 mod relay;
 
 mod postfix;
@@ -134,6 +136,7 @@ async fn measure(args: &Args, services: &Services) -> anyhow::Result<Report> {
     let rate = report.row("small").and_then(report::Row::rate);
     figures(stage, &mut report, Name::P0, lanes::measure(stage, rate)).await;
     figures(stage, &mut report, Name::LargeMemory, memory::measure_large(stage)).await;
+    figures(stage, &mut report, Name::Feedback, feedback::measure(stage)).await;
     figures(stage, &mut report, Name::Start, quiet::measure_start(stage)).await;
     figures(stage, &mut report, Name::Idle, quiet::measure_idle(stage)).await;
     report.verdicts = targets::verdicts(&report, args);

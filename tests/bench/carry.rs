@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{
     args::Args,
     daemon::{self, Daemon},
+    feedback::{self, Feedback},
     postfix::Scale,
     process,
     relay::Route,
@@ -78,7 +79,13 @@ pub(crate) async fn carry(stage: Stage<'_>, work: &Work) -> anyhow::Result<Run> 
 
 async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow::Result<Run> {
     let site = stage.services.new_site(work.broker, &work.audit).await?;
-    let settings = daemon_settings(stage.args, &site, route, work.settings());
+    let feedback = match work.events_per_second {
+        Some(_) => Some(feedback::beside(stage, &site).await?),
+        None => None,
+    };
+    let mut own = work.settings();
+    own.extend(feedback.iter().flat_map(Feedback::settings));
+    let settings = daemon_settings(stage.args, &site, route, own);
     daemon::migrate(&settings, stage.scratch)?;
     let producer = Producer::connect(&settings).await?;
     producer.publish(work.content, Priority::P2, work.mails).await?;
@@ -97,6 +104,8 @@ async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow:
     let mut daemons = (1..=work.daemons)
         .map(|number| Daemon::start(&settings, stage.scratch, number))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    let posting = feedback.iter().zip(work.events_per_second).map(|(feedback, rate)| feedback.post_steadily(rate));
+    let posting: Vec<_> = posting.collect();
     let measured = async {
         until_all_through(work.mails, route, &database, started, &mut daemons).await?;
         let own_ms = process::cpu("self")?.own - own_before;
@@ -114,6 +123,7 @@ async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow:
     .await;
     let (record, used) = measured.with_context(|| daemons.iter().map(Daemon::last_words).collect::<String>())?;
 
+    drop(posting);
     // Only the end proves that nothing was sent twice and that the broker was told of everything.
     for daemon in daemons {
         daemon.end().await?;

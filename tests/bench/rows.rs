@@ -15,6 +15,8 @@ use super::{
 /// The yardstick is so much faster that as many mails would be over before a clock that ticks a hundred times a second
 /// could tell what they cost.
 const YARDSTICK_TIMES: u64 = 4;
+/// A tenth of what the listener has to take.
+const EVENTS_BESIDE: u32 = 100;
 const PDF: Content = Content::Document(50_000);
 const LARGE: Content = Content::Document(1_000_000);
 
@@ -33,6 +35,8 @@ pub(crate) enum Name {
     TwoDaemons,
     /// The same with a subscriber to all events
     Subscriber,
+    /// The same with a hundred signed events of SES a second beside the mails
+    BesideFeedback,
     /// The same with a relay that asks for STARTTLS
     Starttls,
     /// The same with many millions of rows in the audit already
@@ -51,6 +55,8 @@ pub(crate) enum Name {
     P0,
     /// Memory with attachments of 10 MB queued in each lane
     LargeMemory,
+    /// Signed events of SES: how many a second are taken and applied
+    Feedback,
     /// From start to the first mail
     Start,
     /// CPU of a daemon that has nothing to do
@@ -169,6 +175,11 @@ fn small(args: &Args, services: &Services, filled: Option<String>, absent: &mut 
     if is_wanted(args, Name::Starttls) {
         let work = Work { relay: Relay::StartTls, ..usual.clone() };
         rows.push(spec("starttls", "STARTTLS, beside the plain row".to_owned(), work, "small"));
+    }
+    if is_wanted(args, Name::BesideFeedback) {
+        let work = Work { events_per_second: Some(EVENTS_BESIDE), ..usual.clone() };
+        let title = format!("{EVENTS_BESIDE} signed events of SES a second meanwhile, beside none");
+        rows.push(spec("beside-feedback", title, work, "small"));
     }
     if let Some(database) = filled {
         let work = Work { audit: Audit::Filled(database), ..usual.clone() };

@@ -71,6 +71,8 @@ pub(crate) struct Work {
     pub(crate) audit: Audit,
     /// Whether somebody listens to all events.
     pub(crate) subscriber: bool,
+    /// Events of SES that arrive meanwhile.
+    pub(crate) events_per_second: Option<u32>,
 }
 
 impl Work {
@@ -87,6 +89,7 @@ impl Work {
             relay: Relay::Plain,
             audit: Audit::Fresh,
             subscriber: false,
+            events_per_second: None,
         }
     }
 

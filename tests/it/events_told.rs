@@ -90,7 +90,7 @@ async fn every_step_is_told_in_order_to_whoever_asks_for_all() {
     let attempts: Vec<_> = subscriber.heard().iter().map(|heard| heard.event.attempt).collect();
     assert_eq!(attempts, [0, 1, 1, 2]);
 
-    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to("again").once());
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 refused by policy")).to("again").once());
     let again = post.publish(&ticket("again@example.bj")).await;
     post.database.wait_for_letter(again).await;
     post.wait_until_settled().await;
@@ -116,7 +116,7 @@ async fn a_replay_of_a_failed_mail_is_no_news_by_default() {
     let post = Installation::start().await;
     let subscriber = Subscriber::to(&post.broker, &["#"]).await;
     post.relay.script(Rule::at(Phase::Rcpt, Act::reply("451 4.3.0 later")).to("again").once());
-    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to("again").once());
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 refused by policy")).to("again").once());
     let again = post.publish(&ticket("again@example.bj")).await;
     post.database.wait_for_letter(again).await;
     post.wait_until_settled().await;

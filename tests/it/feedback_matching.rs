@@ -6,8 +6,8 @@ use postrider::{
     broker::topology,
     email::{EmailAddress, Phase, identity::row_id},
     publish,
-    store::Kept,
 };
+use reqwest::StatusCode;
 use serde_json::json;
 use sqlx::Row as _;
 use uuid::Uuid;
@@ -18,24 +18,13 @@ use crate::support::{
     relay::{Act, Rule},
     requests::{id, sample, ticket},
     ses::{FEEDBACK_SETTINGS, SesMail, store_event},
+    sns::SnsSigner,
     wait::until,
+    webhook::TOPIC,
 };
 
 async fn start() -> Installation {
     Installation::start_with(&FEEDBACK_SETTINGS).await
-}
-
-/// Waits until nothing that was stored waits to be looked at for the first time.
-async fn wait_until_applied(database: &Database) {
-    until("every event was looked at", async || {
-        sqlx::query_scalar(
-            "select not exists (select 1 from webhook_events where looks = 0 and next_look_at is not null)",
-        )
-        .fetch_one(&database.pool)
-        .await
-        .expect("the audit answers")
-    })
-    .await;
 }
 
 async fn kinds(database: &Database, row: Uuid) -> Vec<String> {
@@ -54,8 +43,11 @@ fn shuffled<T: Clone>(items: &[T], seed: u64) -> Vec<T> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_type_of_event_in_any_order_with_repeats_leaves_each_recipient_where_it_belongs() {
-    let post = start().await;
+async fn every_type_of_event_signed_in_any_order_with_repeats_leaves_each_recipient_where_it_belongs() {
+    let sns = SnsSigner::start();
+    let certificate = sns.certificate();
+    let signed_by = [("SNS_SIGNING_CERT_FILE", certificate.to_str().expect("UTF-8"))];
+    let post = Installation::start_with(&[&FEEDBACK_SETTINGS[..], &signed_by].concat()).await;
     let people: Vec<String> = (0..12).map(|n| format!("person-{n}@example.bj")).collect();
     let addresses: Vec<&str> = people.iter().map(String::as_str).collect();
     let request = post.publish(&sample("support_ticket_created", &addresses)).await;
@@ -115,11 +107,13 @@ async fn every_type_of_event_in_any_order_with_repeats_leaves_each_recipient_whe
         ),
     ];
     let once: Vec<String> = told.iter().flat_map(|(events, ..)| events.clone()).collect();
-    let store = post.database.store();
-    for body in shuffled(&[once.clone(), once].concat(), 7) {
-        assert_eq!(store_event(&store, &body).await, Kept::New);
+    // Each under two MessageIds, as with both of SES's formats, and each of those twice, as SNS repeats what was not answered.
+    let envelopes: Vec<_> = once.iter().chain(&once).map(|body| sns.notify(TOPIC, body)).collect();
+    for envelope in shuffled(&[envelopes.clone(), envelopes].concat(), 7) {
+        assert_eq!(post.daemon().post_webhook(&envelope).await, StatusCode::OK);
     }
-    wait_until_applied(&post.database).await;
+    assert_eq!(post.database.receipts().await as usize, 2 * once.len());
+    post.database.wait_until_applied().await;
     for (n, (events, status, bounce)) in told.iter().enumerate() {
         let row = sqlx::query("select status, bounce_type, bounce_subtype, attempts from email_messages where id = $1")
             .bind(rows[n].id)
@@ -203,7 +197,7 @@ async fn an_event_that_comes_before_its_row_waits_for_it() {
     let mail = SesMail::of(row_id(published_at, id(&request), &hash), "ada@example.bj");
     store_event(&store, &mail.bounce("Permanent", "NoEmail", 1)).await;
     store_event(&store, &mail.delivery(0)).await;
-    wait_until_applied(&post.database).await;
+    post.database.wait_until_applied().await;
     // Whoever is not there gets nothing more, even before it is known which mail came back. This one is let through.
     sqlx::query("delete from suppressions").execute(&post.database.pool).await.expect("lifted");
     post.broker.publish_raw(&message.routing_key, message.properties, &message.body).await;
@@ -318,7 +312,7 @@ async fn an_event_a_year_late_is_one_for_nobody_and_its_complaint_counts() {
     let store = post.database.store();
     let late = SesMail { at: Utc::now() - TimeDelta::days(366), ..SesMail::of(Uuid::now_v7(), "ada@example.bj") };
     store_event(&store, &late.complaint("abuse", 1)).await;
-    wait_until_applied(&post.database).await;
+    post.database.wait_until_applied().await;
     let report = post.run(&["feedback", "report"]).await;
     assert!(report.out.contains("1 events for nobody") && report.out.contains("Complaint"), "{report:?}");
     assert!(!report.out.contains("ada@"), "{report:?}");

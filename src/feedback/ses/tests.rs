@@ -130,12 +130,12 @@ fn a_delivery_has_the_far_servers_answer() {
 fn tags_are_as_good_as_a_header_and_ses_own_are_no_sign_of_a_set_up() {
     let mail =
         |tags: Value| read_json(&json!({"eventType": "Send", "mail": {"messageId": "x", "tags": tags}, "send": {}}));
-    let marked = mail(json!({"postrider-message": [ROW], "postrider-attempt": ["3"], "ses:source-ip": ["192.0.2.1"]}));
+    let marked = mail(json!({"postrider": [format!("{ROW}_3")], "ses:source-ip": ["192.0.2.1"]}));
     assert_eq!(marked.mark, Some(Mark { row_id: ROW.parse().expect("a UUID"), attempt: 3 }));
     assert!(marked.has_marks);
     let bare = mail(json!({"ses:source-ip": ["192.0.2.1"]}));
     assert_eq!((bare.mark, bare.has_marks), (None, false));
-    let of_others = mail(json!({"campaign": ["spring"], "postrider-message": ["no UUID"]}));
+    let of_others = mail(json!({"campaign": ["spring"], "postrider": ["no mark"]}));
     assert_eq!((of_others.mark, of_others.has_marks), (None, true));
 }
 

@@ -164,6 +164,28 @@ pub(crate) fn verdicts(report: &Report, args: &Args) -> Vec<Verdict> {
         (Name::P0, memory(report)),
         (Name::LargeMemory, large_memory(report)),
         (
+            Name::BesideFeedback,
+            Verdict::new(
+                "mails/s with 100 signed events of SES a second ÷ without",
+                Side::AtLeast,
+                0.95,
+                "",
+                2,
+                rate("beside-feedback"),
+            ),
+        ),
+        (
+            Name::Feedback,
+            Verdict::new(
+                "signed events of SES, verified, stored and applied",
+                Side::AtLeast,
+                1000.0,
+                "a second",
+                0,
+                report.figure("feedback-applied"),
+            ),
+        ),
+        (
             Name::Start,
             Verdict::new("start to first mail, warm database", Side::AtMost, 0.5, "s", 2, report.figure("start")),
         ),

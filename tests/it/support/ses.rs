@@ -5,7 +5,7 @@ use postrider::store::{Kept, Receipt, Store};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::webhook::TOPIC;
+use super::{database::Database, wait::until, webhook::TOPIC};
 
 /// Settings of a daemon that SES talks to.
 pub const FEEDBACK_SETTINGS: [(&str, &str); 2] = [("WEBHOOK_ADDR", "127.0.0.1:0"), ("SNS_TOPIC_ARNS", TOPIC)];
@@ -103,9 +103,24 @@ impl SesMail {
     }
 }
 
-/// Stores an event as a daemon's front door does once it has verified it, and says whether it was new.
-pub async fn store_event(store: &Arc<Store>, body: &str) -> Kept {
+/// Stores an event as the front door of some daemon does once it has verified it.
+pub async fn store_event(store: &Arc<Store>, body: &str) {
     let event_id = Uuid::new_v4().to_string();
     let receipt = Receipt { provider: "ses", event_id, body: body.to_owned(), published_at: Utc::now() };
-    store.keep_feedback(receipt).await.expect("stored")
+    assert_eq!(store.keep_feedback(receipt).await.expect("stored"), Kept::New);
+}
+
+impl Database {
+    /// Waits until nothing that was stored waits to be looked at for the first time.
+    pub async fn wait_until_applied(&self) {
+        until("every event was looked at", async || {
+            sqlx::query_scalar(
+                "select not exists (select 1 from webhook_events where looks = 0 and next_look_at is not null)",
+            )
+            .fetch_one(&self.pool)
+            .await
+            .expect("the audit answers")
+        })
+        .await;
+    }
 }
