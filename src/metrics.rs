@@ -45,6 +45,7 @@ pub struct Metrics {
     without_store: Counter<u64>,
     feedback: Counter<u64>,
     feedback_resolved: Counter<u64>,
+    feedback_suppressed: Counter<u64>,
     webhook_received: Counter<u64>,
     webhook_refused: Counter<u64>,
     webhook_failed: Counter<u64>,
@@ -121,6 +122,10 @@ impl Metrics {
                 .u64_counter("email.feedback_resolved")
                 .with_description("Mails whose outcome was not known, until an event told that the relay has them")
                 .build(),
+            feedback_suppressed: meter
+                .u64_counter("email.feedback_suppressed")
+                .with_description("Addresses put on the suppression list by bounces and complaints")
+                .build(),
             webhook_received: meter
                 .u64_counter("email.webhook_received")
                 .with_description("Messages that the webhook took, by what they came to")
@@ -190,6 +195,7 @@ impl Metrics {
         }
         self.feedback.add(applied.unmatched as u64, &[KeyValue::new("kind", "unmatched")]);
         self.feedback_resolved.add(applied.resolved as u64, &[]);
+        self.feedback_suppressed.add(applied.suppressed as u64, &[]);
     }
 
     pub(crate) fn webhook_received(&self, result: &'static str) {
