@@ -23,7 +23,9 @@ create table webhook_events (
     matched_at timestamptz,
     unique (provider, provider_event_id)
 );
-create index webhook_events_due on webhook_events (next_look_at) where next_look_at is not null;
+-- What is new comes first, however much is looked at again.
+create index webhook_events_new on webhook_events (id) where looks = 0 and next_look_at is not null;
+create index webhook_events_due on webhook_events (next_look_at) where looks > 0 and next_look_at is not null;
 -- What the report of events for nobody reads.
 create index webhook_events_for_nobody on webhook_events (received_at) where matched_at is null;
 

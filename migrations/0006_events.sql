@@ -12,6 +12,8 @@ create table outbox (
     attempt int not null,
     reason text,
     occurred_at timestamptz not null,
+    -- since when it is owed
+    created_at timestamptz not null default now(),
     -- of a request that no queue took: where the rest of it is, and what its producer wants echoed
     dead_letter_id uuid,
     metadata jsonb
@@ -37,19 +39,23 @@ begin
         end,
         n.id, n.request_id, n.attempts,
         case n.status
-            when 'suppressed' then split_part(n.error_message, ': ', 2)
+            when 'suppressed' then coalesce(nullif(split_part(n.error_message, ': ', 2), ''), n.error_message)
             when 'bounced' then concat_ws('/', n.bounce_type, n.bounce_subtype)
             when 'complaint' then n.complaint_type
             else n.reason
         end,
-        -- these two are told later than they happened where a journal is written or feedback had to wait
+        -- these are told later than they happened where a journal is written or feedback had to wait
         case n.status
             when 'sent' then coalesce(n.sent_at, now())
             when 'delivered' then coalesce(n.delivered_at, now())
+            when 'bounced' then coalesce(n.bounced_at, now())
+            when 'complaint' then coalesce(n.complained_at, now())
             else now()
         end
     from after_change n join before_change o on o.id = n.id
-    where (n.status <> o.status or n.deferrals > o.deferrals)
+    where (n.status <> o.status or n.deferrals > o.deferrals
+            -- for now it had come back already, now it is for good
+            or n.status = 'bounced' and n.bounce_type is distinct from o.bounce_type)
         and case when n.status in ('queued', 'sending', 'unknown')
             then current_setting('postrider.events', true) = 'all'
             else current_setting('postrider.events', true) is distinct from 'off' end;
@@ -65,7 +71,8 @@ create function tell_of_new_mail() returns trigger language plpgsql as $$
 begin
     insert into outbox (source, kind, message_id, request_id, attempt, reason, occurred_at) values (
         new.source_endpoint, new.status, new.id, new.request_id, new.attempts,
-        case new.status when 'suppressed' then split_part(new.error_message, ': ', 2) else new.reason end, now());
+        case new.status when 'suppressed' then coalesce(nullif(split_part(new.error_message, ': ', 2), ''), new.error_message)
+            else new.reason end, now());
     return null;
 end
 $$;

@@ -118,11 +118,15 @@ fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
     }
 }
 
+/// Longest source that an event's routing key is made of: a key holds 255 bytes.
+const SOURCE_BYTES_MAX: usize = 100;
+
 /// What the event of a request says that no queue took. Its routing key may be anything, so the source must be a plain word.
 fn unrouted(delivery: &Delivery, request: Option<&wire::EmailRequest>) -> Unrouted {
     let of_key = delivery.envelope.routing_key.split('.').next();
     let is_plain = |word: &&str| {
-        !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
+        (1..=SOURCE_BYTES_MAX).contains(&word.len())
+            && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
     };
     let source = request.map(|request| request.source.as_str()).filter(is_plain).or(of_key.filter(is_plain));
     Unrouted {

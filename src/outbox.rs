@@ -38,6 +38,8 @@ const GATHER: Duration = Duration::from_millis(75);
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Longest publication of a batch; a broker that holds up its publishers (memory or disk alarm) exceeds it.
 const PUBLISH_MAX: Duration = Duration::from_secs(30);
+/// Longest routing key (AMQP 0-9-1 shortstr).
+const KEY_BYTES_MAX: usize = 255;
 /// Longest pause while broker or database are away.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long the last events may take when the daemon stops; what is left is the next daemon's.
@@ -173,7 +175,7 @@ impl Outbox {
         };
         let mut taken = reader.take(BATCH_MAX).await?;
         let rows = std::mem::take(&mut taken.rows);
-        self.metrics.events_waiting_since(rows.first().map(|row| row.occurred_at));
+        self.metrics.events_waiting_since(rows.first().map(|row| row.created_at));
         if rows.is_empty() {
             taken.finish(&[]).await?;
         } else {
@@ -273,6 +275,13 @@ async fn publish(
         by_key.entry(key).or_default().rows.push(row);
     }
     for (row, key) in rows.iter().zip(&keys) {
+        if key.len() > KEY_BYTES_MAX {
+            // The broker could never take it, and everything behind it would wait for ever.
+            tracing::error!(outbox.id = row.id, "an event's routing key is longer than {KEY_BYTES_MAX} bytes: dropped");
+            tally.done.push(row.id);
+            tally.unbound += 1;
+            continue;
+        }
         let Some(of_key) = by_key.get_mut(key.as_str()) else { continue };
         match of_key.is_bound {
             Some(true) => {
@@ -364,6 +373,7 @@ mod tests {
             attempt: 3,
             reason: None,
             occurred_at: Utc.timestamp_opt(1_764_000_000, 5_000).single().expect("a time"),
+            created_at: Utc.timestamp_opt(1_764_000_009, 0).single().expect("a time"),
             dead_letter_id: None,
             metadata: None,
         }

@@ -119,6 +119,31 @@ impl EmailAddress {
     }
 }
 
+/// Masks every address in a text: far servers like to repeat whom they refuse, by whatever name.
+#[must_use]
+pub fn mask_all(text: &str) -> String {
+    let is_part = |c: char| !c.is_whitespace() && !"<>()[]\\,;:\"'".contains(c);
+    let mut masked = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(is_part) {
+        masked.push_str(&rest[..start]);
+        let word = &rest[start..];
+        let end = word.find(|c| !is_part(c)).unwrap_or(word.len());
+        let bare = word[..end].trim_end_matches('.');
+        match EmailAddress::parse(bare) {
+            Ok(address) => masked.push_str(&address.masked()),
+            Err(_) => masked.push_str(bare),
+        }
+        rest = &word[bare.len()..];
+        if bare.is_empty() {
+            masked.push_str(&word[..end]);
+            rest = &word[end..];
+        }
+    }
+    masked.push_str(rest);
+    masked
+}
+
 impl fmt::Debug for EmailAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.masked())
@@ -134,6 +159,21 @@ impl fmt::Display for EmailAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_in_a_text_are_masked_and_nothing_else_is_touched() {
+        let table = [
+            ("smtp; 550 5.1.1 <ada@example.bj>: unknown", "smtp; 550 5.1.1 <a***@***.bj>: unknown"),
+            ("User Ada.L@mail.example.org. is not here", "User A***@***.org. is not here"),
+            ("(kofi@example.bj) forwarded to ama@example.bj", "(k***@***.bj) forwarded to a***@***.bj"),
+            ("250 2.6.0 ... taken @ 10:00", "250 2.6.0 ... taken @ 10:00"),
+            ("", ""),
+            ("...", "..."),
+        ];
+        for (text, expected) in table {
+            assert_eq!(mask_all(text), expected);
+        }
+    }
 
     #[test]
     fn one_mailbox_has_one_key() {

@@ -123,6 +123,8 @@ pub enum FeedbackKind {
     Subscription,
     /// Something that this version does not know: kept, and of no effect.
     Other,
+    /// Something that is no event as its format has it: kept, and reported as one for nobody.
+    Unreadable,
 }
 
 /// How a mail came back.
@@ -148,6 +150,7 @@ impl FeedbackKind {
             Self::Clicked => "clicked",
             Self::Subscription => "subscription",
             Self::Other => "other",
+            Self::Unreadable => "unreadable",
         }
     }
 
@@ -194,7 +197,8 @@ impl Standing {
             | FeedbackKind::Opened
             | FeedbackKind::Clicked
             | FeedbackKind::Subscription
-            | FeedbackKind::Other => {}
+            | FeedbackKind::Other
+            | FeedbackKind::Unreadable => {}
         }
         standing
     }

@@ -1,12 +1,15 @@
 //! Amazon SES: its feedback notifications and its event publishing, as neutral events.
 //!
-//! Invariant: nothing that SES may ever send is an error here. What is not known is [`FeedbackKind::Other`], and a field that
-//! is missing or of another type is as if it were not there.
+//! Invariant: nothing that SES may ever send is an error here. What is not known is [`FeedbackKind::Other`], what cannot be read
+//! [`FeedbackKind::Unreadable`], and a field that is missing or of another type is as if it were not there.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use crate::email::feedback::{Bounce, FeedbackEvent, FeedbackKind, Mark, ToldRecipient};
+use crate::email::{
+    address::mask_all,
+    feedback::{Bounce, FeedbackEvent, FeedbackKind, Mark, ToldRecipient},
+};
 
 /// Longest word of SES's that is kept (`bounce_subtype` of the audit).
 const WORD_CHARS_MAX: usize = 50;
@@ -16,8 +19,10 @@ const DIAGNOSTIC_CHARS_MAX: usize = 1000;
 /// Reads what SES published at `published_at`.
 #[must_use]
 pub fn read(body: &str, published_at: DateTime<Utc>) -> FeedbackEvent {
-    // "Successfully validated SNS topic for Amazon SES event publishing." is no JSON.
-    let event: Value = serde_json::from_str(body).unwrap_or(Value::Null);
+    // "Successfully validated SNS topic for Amazon SES event publishing." is no JSON, and no event.
+    let parsed = serde_json::from_str(body);
+    let is_unreadable = parsed.is_err() && body.trim_start().starts_with('{');
+    let event: Value = parsed.unwrap_or(Value::Null);
     // The one in event publishing, the other in notifications.
     let event_type = text(&event, "/eventType").or_else(|| text(&event, "/notificationType")).unwrap_or("other");
     let mail = event.get("mail").unwrap_or(&Value::Null);
@@ -25,13 +30,13 @@ pub fn read(body: &str, published_at: DateTime<Utc>) -> FeedbackEvent {
     let details = event.get(part).unwrap_or(&Value::Null);
     let accepted_at = time(mail, "/timestamp");
     FeedbackEvent {
-        event_type: word(event_type),
+        event_type: if is_unreadable { "unreadable".to_owned() } else { word(event_type) },
         relay_message_id: text(mail, "/messageId").map(str::to_owned),
         mark: mark(mail),
         has_marks: has_marks(mail),
         accepted_at,
         occurred_at: time(details, "/timestamp").or(accepted_at).unwrap_or(published_at),
-        kind: kind(event_type, details),
+        kind: if is_unreadable { FeedbackKind::Unreadable } else { kind(event_type, details) },
         recipients: recipients(details.get(list), mail, details),
     }
 }
@@ -93,8 +98,8 @@ fn recipients(named: Option<&Value>, mail: &Value, details: &Value) -> Vec<ToldR
             // A name, or an object with more about it.
             let address = entry.as_str().or_else(|| text(entry, "/emailAddress"))?;
             let diagnostic = text(entry, "/diagnosticCode").or_else(|| text(entry, "/status")).or(of_all);
-            let diagnostic =
-                diagnostic.map(|words| words.chars().filter(|c| !c.is_control()).take(DIAGNOSTIC_CHARS_MAX).collect());
+            let diagnostic = diagnostic.map(|words| words.chars().filter(|c| !c.is_control()).collect::<String>());
+            let diagnostic = diagnostic.map(|words| mask_all(&words).chars().take(DIAGNOSTIC_CHARS_MAX).collect());
             Some(ToldRecipient { address: bare(address).to_owned(), diagnostic })
         })
         .collect()

@@ -19,7 +19,7 @@ const LIMIT_MAX: i64 = 500;
 const SILENT_HOURS_DEFAULT: u32 = 24;
 const SILENT_HOURS_MAX: u32 = 8760;
 const DAYS_DEFAULT: u32 = 7;
-const DAYS_MAX: u32 = 3650;
+const DAYS_MAX: u32 = 90;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

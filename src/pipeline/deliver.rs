@@ -127,7 +127,7 @@ impl Pipeline {
         self.tell(message, &tried, &verdict, latency);
         if row.suppression.is_some() {
             // The table has it by now, or the journal; an incident must not ask twice without either.
-            self.store.note_suppressed(*message.hash(index));
+            self.store.note_suppressed(&[*message.hash(index)]);
             tracing::info!(message.id = %claim.id, "the relay says that the address takes no mail: suppressed");
         }
         if finish == Finish::LeaseLost {

@@ -11,7 +11,7 @@ pub mod report;
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 
-use super::{Store, StoreError, gather::Load};
+use super::{Store, StoreError, gather::Load, within_limit};
 
 /// Longest event id that is kept; SNS's have 36 characters.
 const EVENT_ID_CHARS_MAX: usize = 200;
@@ -65,17 +65,17 @@ impl Store {
         self.feedback_kept.notified().await;
     }
 
-    /// Sets the receipt aside that waits longest: it cannot be applied. It stays stored, and in the report.
+    /// Sets a receipt aside: it cannot be applied. It stays stored, and in the report.
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn give_up_feedback(&self) -> Result<(), StoreError> {
-        sqlx::query!(
-            "update webhook_events set next_look_at = null where id = (
-                select id from webhook_events where next_look_at <= now() order by next_look_at limit 1)"
+    pub async fn give_up_feedback(&self, id: i64) -> Result<(), StoreError> {
+        let giving_up = sqlx::query!(
+            "update webhook_events set next_look_at = null, looks = looks + 1 where id = $1 and next_look_at is not null",
+            id
         )
-        .execute(&self.pool)
-        .await?;
+        .execute(&self.pool);
+        within_limit(async { Ok(giving_up.await?) }).await?;
         Ok(())
     }
 }

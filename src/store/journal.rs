@@ -335,10 +335,12 @@ async fn apply(tx: &mut PgConnection, received: &ReceivedEntry) -> Result<(), St
     for (ordinal, recipient) in entry.recipients.iter().enumerate() {
         insert_recipient(tx, entry, ordinal, recipient).await?;
     }
+    step(tx, entry, stored.generation > request.generation).await?;
+    // After the mail, as everybody does who writes both.
     if let Some(refused) = entry.refused_address() {
         suppress_in(tx, &[refused]).await?;
     }
-    step(tx, entry, stored.generation > request.generation).await
+    Ok(())
 }
 
 async fn keep_files(tx: &mut PgConnection, entry: &Entry, files: &[Vec<u8>]) -> Result<(), StoreError> {
@@ -410,6 +412,18 @@ async fn insert_recipient(
     Ok(())
 }
 
+/// Whether this very line is in the timeline.
+async fn has_line(tx: &mut PgConnection, id: Uuid, at: DateTime<Utc>, kind: &str) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "select exists (select from email_timeline where message_id = $1 and at = $2 and kind = $3) as \"told!\"",
+        id,
+        at,
+        kind
+    )
+    .fetch_one(tx)
+    .await?)
+}
+
 /// `was_reopened`: a replay has overtaken this entry, so that it only adds a line.
 async fn step(tx: &mut PgConnection, entry: &Entry, was_reopened: bool) -> Result<(), StoreError> {
     let hash = hex::decode(&entry.recipient_hash).unwrap_or_default();
@@ -445,7 +459,9 @@ async fn step(tx: &mut PgConnection, entry: &Entry, was_reopened: bool) -> Resul
         }
         return Ok(());
     };
-    if !was_reopened && there == here && row.token == Some(entry.token) {
+    // What feedback has settled meanwhile may still lack the relay's own words, and the id that later feedback is found by.
+    let is_told = status == new_status || has_line(tx, row.id, entry.at, &ended.kind).await?;
+    if !was_reopened && there == here && row.token == Some(entry.token) && is_told {
         // Told once before, when the copy or letter was still owed; or the row knew it all along.
         if ended.is_settled {
             sqlx::query!(

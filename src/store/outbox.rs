@@ -32,6 +32,8 @@ pub struct OutboxRow {
     pub reason: Option<String>,
     /// When.
     pub occurred_at: DateTime<Utc>,
+    /// Since when it is owed.
+    pub created_at: DateTime<Utc>,
     /// Where the rest of a request is that no queue took.
     pub dead_letter_id: Option<Uuid>,
     /// What the producer of such a request wants echoed.
@@ -67,13 +69,13 @@ impl Store {
         self.outbox_written.notified().await;
     }
 
-    /// When the oldest event happened that is owed; nothing: none is.
+    /// When the oldest event was written that is owed; nothing: none is.
     ///
     /// # Errors
     /// When the database is away.
     pub async fn oldest_event(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
         let looking =
-            sqlx::query_scalar!("select occurred_at from outbox order by id limit 1").fetch_optional(&self.pool);
+            sqlx::query_scalar!("select created_at from outbox order by id limit 1").fetch_optional(&self.pool);
         within_limit(async { Ok(looking.await?) }).await
     }
 
@@ -107,7 +109,8 @@ impl OutboxReader {
             let mut transaction = self.connection.begin().await?;
             let rows = sqlx::query_as!(
                 OutboxRow,
-                "select id, source, kind, message_id, request_id, attempt, reason, occurred_at, dead_letter_id, metadata
+                "select id, source, kind, message_id, request_id, attempt, reason, occurred_at, created_at,
+                    dead_letter_id, metadata
                  from outbox order by id limit $1 for update skip locked",
                 most
             )

@@ -115,7 +115,7 @@ impl Store {
             sqlx::query!("select id from email_requests where id = $1 for update", request_id)
                 .fetch_optional(&mut *tx)
                 .await?;
-            sqlx::query!("select id from email_messages where request_id = $1 order by ordinal for update", request_id)
+            sqlx::query!("select id from email_messages where request_id = $1 order by id for update", request_id)
                 .fetch_all(&mut *tx)
                 .await?;
         }

@@ -153,6 +153,27 @@ async fn nobody_who_is_bound_means_nothing_published_and_nothing_left_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_fits_no_routing_key_is_nobodys_and_stops_nobody() {
+    let post = Installation::start().await;
+    let subscriber = Subscriber::to(&post.broker, &["#"]).await;
+    let mut request = ticket("nowhere@example.bj");
+    request.source = "a".repeat(1000);
+    post.broker.publish_to(&"a".repeat(250), &request).await;
+    let told = subscriber.wait_for(&post.database, 1).await;
+    assert_eq!(told[0].event.kind, "unrouted");
+    assert!(told[0].key.len() < 100, "{}", told[0].key);
+    // A row that is there all the same is dropped, and what is behind it comes through.
+    sqlx::query("insert into outbox (source, kind, attempt, occurred_at) values (repeat('a', 251), 'sent', 1, now())")
+        .execute(&post.database.pool)
+        .await
+        .expect("written");
+    let sent = post.publish(&ticket("ada@example.bj")).await;
+    post.database.wait_for(sent, "sent").await;
+    subscriber.wait_for(&post.database, 2).await;
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_that_are_switched_off_are_not_even_written() {
     let post = Installation::start_with(&[("EMAIL_EVENTS", "off")]).await;
     let subscriber = Subscriber::to(&post.broker, &["#"]).await;

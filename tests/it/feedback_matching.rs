@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::support::{
     database::Database,
+    events::Subscriber,
     installation::Installation,
     relay::{Act, Rule},
     requests::{id, sample, ticket},
@@ -145,6 +146,74 @@ async fn every_type_of_event_signed_in_any_order_with_repeats_leaves_each_recipi
         ("person-8@example.bj", "hard_bounce"),
     ];
     assert_eq!(suppressed, expected);
+    let told: i64 = sqlx::query_scalar("select count(*) from email_timeline where reply_text like '%person-%'")
+        .fetch_one(&post.database.pool)
+        .await
+        .expect("the audit answers");
+    assert_eq!(told, 0, "far servers repeat whom they refuse; the timeline does not");
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bounce_that_names_the_person_otherwise_keeps_mail_from_the_address_that_we_know() {
+    let post = start().await;
+    let request = post.publish(&ticket("ada@example.bj")).await;
+    let row = post.database.wait_for(request, "sent").await.remove(0);
+    let mail = SesMail::of(row.id, "forwarded@example.org");
+    store_event(&post.database.store(), &mail.bounce("Permanent", "General", 0)).await;
+    post.database.wait_for(request, "bounced").await;
+    let next = post.publish(&ticket("ada@example.bj")).await;
+    post.database.wait_for(next, "suppressed").await;
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_back_for_now_and_then_for_good_is_told_twice() {
+    let post = start().await;
+    let subscriber = Subscriber::to(&post.broker, &["*.bounced", "*.delivered"]).await;
+    let request = post.publish(&ticket("ada@example.bj")).await;
+    let row = post.database.wait_for(request, "sent").await.remove(0);
+    let (store, mail) = (post.database.store(), SesMail::of(row.id, "ada@example.bj"));
+    store_event(&store, &mail.bounce("Transient", "MailboxFull", 5)).await;
+    post.database.wait_for(request, "bounced").await;
+    subscriber.wait_for(&post.database, 1).await;
+    store_event(&store, &mail.bounce("Permanent", "General", 9)).await;
+    // Later still, and weaker than what is known.
+    store_event(&store, &mail.delivery(7)).await;
+    let told = subscriber.wait_for(&post.database, 2).await;
+    let told: Vec<_> = told
+        .iter()
+        .map(|heard| {
+            (heard.event.reason.as_str(), heard.event.occurred_at.map_or(0, |at| at.seconds) - mail.at.timestamp())
+        })
+        .collect();
+    assert_eq!(told, [("temporary/MailboxFull", 5), ("permanent/General", 9)]);
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_somebody_elses_mails_are_looked_at_twice_and_wait_for_nothing() {
+    let post = start().await;
+    let store = post.database.store();
+    let foreign = SesMail { row: None, ..SesMail::of(Uuid::now_v7(), "stranger@example.org") };
+    let tagged = foreign.delivery(1).replace("\"ses:configuration-set\"", "\"campaign\"");
+    store_event(&store, &tagged).await;
+    // One without marks may be ours, and is waited for.
+    store_event(&store, &foreign.delivery(2)).await;
+    store_event(&store, "{ \"eventType\": \"Bounce\", \"mail\": ").await;
+    until("the foreign ones are given up", async || {
+        let looks: Vec<(i32, bool)> =
+            sqlx::query_as("select looks, next_look_at is not null from webhook_events order by id")
+                .fetch_all(&post.database.pool)
+                .await
+                .expect("the audit answers");
+        looks[0] == (2, false) && looks[2] == (2, false) && looks[1].0 >= 2 && looks[1].1
+    })
+    .await;
+    let report = post.run(&["feedback", "report", "--json"]).await.json();
+    let types: Vec<_> =
+        report["for_nobody"].as_array().expect("a list").iter().map(|e| e["event_type"].clone()).collect();
+    assert_eq!(types, [json!("Delivery"), json!("Delivery"), json!("unreadable")]);
     post.finish().await;
 }
 

@@ -104,13 +104,14 @@ fn recipients_are_those_that_the_event_names_each_with_its_own_words() {
     let details = json!({
         "bounceType": "Permanent", "bounceSubType": "General", "timestamp": "2026-11-25T09:00:05.000Z",
         "bouncedRecipients": [
-            {"emailAddress": "kofi@example.bj", "status": "5.1.1", "diagnosticCode": "smtp; 550 5.1.1 unknown"},
+            {"emailAddress": "kofi@example.bj", "status": "5.1.1", "diagnosticCode": "smtp; 550 5.1.1 <kofi@example.bj> unknown"},
             {"emailAddress": "<ama@example.bj>", "status": "5.2.1"},
         ],
     });
     for event in both("Bounce", "bounce", &details) {
         let told: Vec<_> = event.recipients.iter().map(|t| (t.address.as_str(), t.diagnostic.as_deref())).collect();
-        let expected = [("kofi@example.bj", Some("smtp; 550 5.1.1 unknown")), ("ama@example.bj", Some("5.2.1"))];
+        let expected =
+            [("kofi@example.bj", Some("smtp; 550 5.1.1 <k***@***.bj> unknown")), ("ama@example.bj", Some("5.2.1"))];
         assert_eq!(told, expected);
         assert_eq!(event.occurred_at.to_rfc3339(), "2026-11-25T09:00:05+00:00");
     }
@@ -154,6 +155,14 @@ fn what_is_no_event_is_kept_without_effect() {
         let event = read(body, published());
         assert_eq!((event.kind, event.occurred_at), (FeedbackKind::Other, published()), "{body}");
         assert!(event.recipients.is_empty() && event.mark.is_none());
+    }
+}
+
+#[test]
+fn an_event_that_cannot_be_read_is_no_event_without_effect() {
+    for body in [r#"{"eventType": "Bounce", "mail": {"#, r#"{"eventType": "Bounce", "mail": {"messageId": "\ud800"}}"#]
+    {
+        assert_eq!(read(body, published()).kind, FeedbackKind::Unreadable, "{body}");
     }
 }
 

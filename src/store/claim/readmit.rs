@@ -52,7 +52,7 @@ pub(super) async fn readmit(
            left join lateral (select s.reason from suppressions s where s.address_hash = m.recipient_hash
                 and ($3 or s.reason in ('hard_bounce', 'complaint')) and (s.expires_at is null or s.expires_at > now())
                 order by s.reason, s.category limit 1) as s on true
-           where m.request_id = $1 and m.recipient_hash = any($2) order by m.ordinal for update of m"#,
+           where m.request_id = $1 and m.recipient_hash = any($2) order by m.id for update of m"#,
         facts.id,
         &asked,
         request.marketing

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
@@ -18,12 +18,17 @@ use crate::{
         Store, StoreError,
         claim::status_of,
         suppressions::{NewSuppression, suppress_in},
+        whole::Whole,
+        within_limit,
     },
 };
 
+/// A daemon that vanishes with mails locked must not keep them from the others.
+const BEGIN: &str = "begin; set local idle_in_transaction_session_timeout = '15s'; set local lock_timeout = '5s'";
+
 /// Receipts that were taken out to be applied; given back untouched when dropped.
 pub struct FeedbackBatch {
-    tx: Transaction<'static, Postgres>,
+    whole: Whole,
     /// What was told, the longest waiting first.
     pub receipts: Vec<TakenReceipt>,
 }
@@ -31,7 +36,10 @@ pub struct FeedbackBatch {
 /// One of them.
 #[derive(Debug)]
 pub struct TakenReceipt {
-    id: i64,
+    /// The row.
+    pub id: i64,
+    /// How often its mail was looked for before.
+    looks: i32,
     /// As it came.
     pub body: String,
     /// When the provider published it.
@@ -58,7 +66,8 @@ struct Row {
     recipient_hash: Vec<u8>,
     status: Status,
     attempts: i32,
-    anonymised: bool,
+    /// Nothing once anonymised. Personal.
+    address: Option<String>,
     standing: Standing,
     sent_at: Option<DateTime<Utc>>,
     is_changed: bool,
@@ -89,16 +98,19 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn take_feedback(&self, max: i64) -> Result<Option<FeedbackBatch>, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        let receipts = sqlx::query_as!(
-            TakenReceipt,
-            "select id, coalesce(body, '') as \"body!\", published_at from webhook_events
-             where next_look_at <= now() order by next_look_at limit $1 for update skip locked",
-            max
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        Ok((!receipts.is_empty()).then_some(FeedbackBatch { tx, receipts }))
+        within_limit(async {
+            let mut whole = Whole::of(&self.pool).await?;
+            let connection = whole.connection();
+            sqlx::raw_sql(BEGIN).execute(&mut **connection).await?;
+            let receipts = take(connection, max).await?;
+            if receipts.is_empty() {
+                sqlx::raw_sql("rollback").execute(&mut **connection).await?;
+                whole.end();
+                return Ok(None);
+            }
+            Ok(Some(FeedbackBatch { whole, receipts }))
+        })
+        .await
     }
 
     /// Applies what the receipts of a batch turned out to say, in their order.
@@ -106,24 +118,33 @@ impl Store {
     /// # Errors
     /// When the database is away: everything stays as it was, and can be taken again.
     pub async fn apply_feedback(&self, batch: FeedbackBatch, events: &[FeedbackEvent]) -> Result<Applied, StoreError> {
-        let FeedbackBatch { mut tx, receipts } = batch;
-        let anchors = anchors(&mut tx, events).await?;
-        let mut rows = lock_rows(&mut tx, events, &anchors).await?;
+        within_limit(self.apply(batch, events)).await
+    }
+
+    async fn apply(&self, batch: FeedbackBatch, events: &[FeedbackEvent]) -> Result<Applied, StoreError> {
+        let FeedbackBatch { mut whole, receipts } = batch;
+        let tx = whole.connection();
+        let anchors = anchors(tx, events).await?;
+        let mut rows = lock_rows(tx, events, &anchors).await?;
         let mut effects = Effects::default();
         let mut applied = Applied::default();
         let mut fates = Vec::with_capacity(events.len());
-        for (event, anchor) in events.iter().zip(&anchors) {
+        for ((event, receipt), anchor) in events.iter().zip(&receipts).zip(&anchors) {
             let mut has_row = false;
             let mut is_anonymised = false;
             let numbers = self.rows_of(event, *anchor, &rows);
             for (number, told) in numbers {
                 let row = &mut rows[number];
                 has_row = true;
-                is_anonymised |= row.anonymised;
+                is_anonymised |= row.address.is_none();
                 let words = told.and_then(|n| event.recipients[n].diagnostic.clone());
                 row.tell(event, words, &mut effects.lines);
+                row.suppress(event, &mut effects.suppressed);
             }
-            self.suppressions_of_event(event, is_anonymised, &mut effects.suppressed);
+            // Told once: a receipt that waits for its mail is looked at again and again.
+            if receipt.looks == 0 {
+                self.suppress_told(event, is_anonymised, &mut effects.suppressed);
+            }
             // What is about no mail at all waits for none.
             let is_matched = has_row || event.kind == FeedbackKind::Other;
             if is_matched {
@@ -134,35 +155,29 @@ impl Store {
             fates.push((is_matched, is_anonymised));
         }
         applied.resolved = rows.iter().filter(|row| row.is_resolved).count();
-        write_rows(&mut tx, &rows).await?;
-        write_lines(&mut tx, &effects.lines).await?;
-        let suppressed = write_suppressed(&mut tx, effects.suppressed).await?;
-        applied.suppressed = suppressed.len();
-        write_receipts(&mut tx, &receipts, events, &fates).await?;
-        tx.commit().await?;
-        for entry in suppressed.iter().filter(|entry| entry.reason.stops_transactional()) {
-            self.note_suppressed(entry.address_hash);
-        }
+        write_rows(tx, &rows).await?;
+        write_lines(tx, &effects.lines).await?;
+        let (suppressed, added) = write_suppressed(tx, effects.suppressed).await?;
+        applied.suppressed = added;
+        write_receipts(tx, &receipts, events, &fates).await?;
+        sqlx::raw_sql("commit").execute(&mut **tx).await?;
+        whole.end();
+        self.note_suppressed(&suppressed);
         Ok(applied)
     }
 
     /// The rows that an event is about, each with the number of the recipient as the event names it.
     fn rows_of(&self, event: &FeedbackEvent, anchor: Option<Uuid>, rows: &[Row]) -> Vec<(usize, Option<usize>)> {
         let Some(anchor) = anchor.and_then(|id| rows.iter().position(|row| row.id == id)) else { return Vec::new() };
+        if event.recipients.len() <= 1 {
+            // Each mail has one recipient, even where the far server knows the person by another address.
+            return vec![(anchor, event.recipients.first().map(|_| 0))];
+        }
         let request_id = rows[anchor].request_id;
-        let mut found = Vec::new();
-        for (n, told) in event.recipients.iter().enumerate() {
-            let hash = self.hash_of(&told.address);
-            let row = rows
-                .iter()
-                .position(|row| row.request_id == request_id && hash.is_some_and(|hash| row.recipient_hash == hash));
-            found.extend(row.map(|row| (row, Some(n))));
-        }
-        if found.is_empty() && event.recipients.len() <= 1 {
-            // A far server may know the person by another address; the mail is the one that was sent.
-            found.push((anchor, event.recipients.first().map(|_| 0)));
-        }
-        found
+        let of_request =
+            |hash: [u8; 32]| rows.iter().position(|row| row.request_id == request_id && row.recipient_hash == hash);
+        let told = event.recipients.iter().enumerate();
+        told.filter_map(|(n, told)| Some((of_request(self.hash_of(&told.address)?)?, Some(n)))).collect()
     }
 
     fn hash_of(&self, address: &str) -> Option<[u8; 32]> {
@@ -170,32 +185,43 @@ impl Store {
     }
 
     /// Whoever complains, or is not there, gets nothing more: also when the mail is not known any more.
-    fn suppressions_of_event(
+    fn suppress_told(
         &self,
         event: &FeedbackEvent,
         is_anonymised: bool,
         suppressed: &mut Vec<(NewSuppression, DateTime<Utc>)>,
     ) {
-        let Some(reason) = event.kind.suppresses() else { return };
-        let note = match &event.kind {
-            FeedbackKind::Bounced { bounce, .. } => bounce.subtype.clone(),
-            FeedbackKind::Complained { feedback_type } => feedback_type.clone(),
-            _ => return,
-        };
         for told in &event.recipients {
             let Ok(address) = EmailAddress::parse(&told.address) else { continue };
             let hash = self.address_hash(&address.key());
             // Who was forgotten stays forgotten; the hash is enough to keep mail away.
             let address = (!is_anonymised).then(|| address.as_str().to_owned());
-            let entry = NewSuppression::new(hash, address, reason, "ses".to_owned());
-            suppressed.push((NewSuppression { note: Some(note.clone()), ..entry }, event.occurred_at));
+            suppressed.extend(suppression(event, hash, address));
         }
     }
 }
 
+/// What this event puts on the list for an address, and since when there is a reason.
+fn suppression(
+    event: &FeedbackEvent,
+    hash: [u8; 32],
+    address: Option<String>,
+) -> Option<(NewSuppression, DateTime<Utc>)> {
+    let reason = event.kind.suppresses()?;
+    let note = reason_of(&event.kind);
+    Some((NewSuppression { note, ..NewSuppression::new(hash, address, reason, "ses".to_owned()) }, event.occurred_at))
+}
+
 impl Row {
+    /// The address that we sent it to, whatever the far server calls it.
+    fn suppress(&self, event: &FeedbackEvent, suppressed: &mut Vec<(NewSuppression, DateTime<Utc>)>) {
+        if let Ok(hash) = <[u8; 32]>::try_from(self.recipient_hash.as_slice()) {
+            suppressed.extend(suppression(event, hash, self.address.clone()));
+        }
+    }
+
     fn tell(&mut self, event: &FeedbackEvent, words: Option<String>, lines: &mut Vec<Line>) {
-        if event.kind == FeedbackKind::Other {
+        if matches!(event.kind, FeedbackKind::Other | FeedbackKind::Unreadable) {
             return;
         }
         let before = (self.status, self.standing.clone());
@@ -217,7 +243,7 @@ impl Row {
             at: event.occurred_at,
             kind: event.kind.name(),
             attempt,
-            words: words.filter(|_| !self.anonymised),
+            words: words.filter(|_| self.address.is_some()),
             reason: reason_of(&event.kind),
         });
     }
@@ -234,7 +260,8 @@ fn reason_of(kind: &FeedbackKind) -> Option<String> {
         | FeedbackKind::Opened
         | FeedbackKind::Clicked
         | FeedbackKind::Subscription
-        | FeedbackKind::Other => None,
+        | FeedbackKind::Other
+        | FeedbackKind::Unreadable => None,
     }
 }
 
@@ -280,7 +307,7 @@ async fn lock_rows(
     let of_many = events.iter().zip(anchors).filter(|(event, _)| event.recipients.len() > 1);
     let wide: Vec<Uuid> = of_many.filter_map(|(_, anchor)| *anchor).collect();
     let rows = sqlx::query!(
-        r#"select id, request_id, recipient_hash, status, attempts, recipient_email is null as "anonymised!", delivered_at,
+        r#"select id, request_id, recipient_hash, status, attempts, recipient_email, delivered_at,
             bounce_type, bounce_subtype, bounced_at, complained_at, complaint_type, sent_at
            from email_messages
            where id = any($1) or request_id = any(array(select request_id from email_messages where id = any($2)))
@@ -300,7 +327,7 @@ async fn lock_rows(
                 recipient_hash: row.recipient_hash,
                 status: status_of(&row.status)?,
                 attempts: row.attempts,
-                anonymised: row.anonymised,
+                address: row.recipient_email,
                 standing: Standing {
                     delivered_at: row.delivered_at,
                     bounce: row.bounced_at.map(|at| (Bounce { permanent, subtype }, at)),
@@ -375,13 +402,14 @@ async fn write_lines(tx: &mut PgConnection, lines: &[Line]) -> Result<(), StoreE
     Ok(())
 }
 
-/// Answers who is on the list by it. What an operator lifted since it happened stays lifted, however often it is told.
+/// Answers who may get no transactional mail by it, and how many entries are new. What an operator lifted since it happened
+/// stays lifted, however often it is told.
 async fn write_suppressed(
     tx: &mut PgConnection,
     suppressed: Vec<(NewSuppression, DateTime<Utc>)>,
-) -> Result<Vec<NewSuppression>, StoreError> {
+) -> Result<(Vec<[u8; 32]>, usize), StoreError> {
     if suppressed.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), 0));
     }
     let lifted = sqlx::query!(
         "select address_hash, reason, max(at) as \"at!\" from suppression_changes
@@ -395,8 +423,35 @@ async fn write_suppressed(
     };
     let entries: Vec<_> =
         suppressed.into_iter().filter(|(entry, at)| !is_lifted(entry, *at)).map(|(entry, _)| entry).collect();
-    suppress_in(tx, &entries).await?;
-    Ok(entries)
+    let written = suppress_in(tx, &entries).await?;
+    let hashes = entries.iter().filter(|entry| entry.reason.stops_transactional()).map(|entry| entry.address_hash);
+    Ok((hashes.collect(), written.added))
+}
+
+/// What is new first, then what was looked for in vain and is due again.
+async fn take(connection: &mut PgConnection, max: i64) -> Result<Vec<TakenReceipt>, StoreError> {
+    let mut receipts = sqlx::query_as!(
+        TakenReceipt,
+        "select id, looks, coalesce(body, '') as \"body!\", published_at from webhook_events
+         where looks = 0 and next_look_at is not null order by id limit $1 for update skip locked",
+        max
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let left = max - i64::try_from(receipts.len()).unwrap_or(max);
+    if left > 0 {
+        let again = sqlx::query_as!(
+            TakenReceipt,
+            "select id, looks, coalesce(body, '') as \"body!\", published_at from webhook_events
+             where looks > 0 and next_look_at is not null and next_look_at <= now() order by next_look_at limit $1
+             for update skip locked",
+            left
+        )
+        .fetch_all(connection)
+        .await?;
+        receipts.extend(again);
+    }
+    Ok(receipts)
 }
 
 /// What was matched is done; the rest is looked at again, ever more seldom.
@@ -412,9 +467,11 @@ async fn write_receipts(
             matched_at = case when e.matched then now() end,
             body = case when e.anonymised then null else w.body end,
             next_look_at = case when not e.matched and w.received_at > now() - interval '3 days'
+                    and not (e.is_foreign and w.looks > 0)
                 then now() + least(interval '1 second' * (2 ^ least(w.looks, 12)), interval '1 hour') end
-         from unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::bool[], $6::bool[], $7::bool[])
-            as e (id, event_type, relay_message_id, occurred_at, matched, anonymised, has_marks)
+         from unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::bool[], $6::bool[], $7::bool[],
+                $8::bool[])
+            as e (id, event_type, relay_message_id, occurred_at, matched, anonymised, has_marks, is_foreign)
          where w.id = e.id",
         &receipts.iter().map(|receipt| receipt.id).collect::<Vec<_>>(),
         &events.iter().map(|event| event.event_type.as_str()).collect::<Vec<_>>() as _,
@@ -423,10 +480,17 @@ async fn write_receipts(
         &fates.iter().map(|(matched, _)| *matched).collect::<Vec<_>>(),
         &fates.iter().map(|(_, anonymised)| *anonymised).collect::<Vec<_>>(),
         &events.iter().map(|event| event.has_marks).collect::<Vec<_>>(),
+        &events.iter().map(is_foreign).collect::<Vec<_>>(),
     )
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Whether it can hardly be about a mail of ours: it returns marks, and ours is not among them, or it names no mail. Whoever shares
+/// SES's identity with others gets theirs as well, and must not be kept busy by them.
+const fn is_foreign(event: &FeedbackEvent) -> bool {
+    event.mark.is_none() && (event.has_marks || event.relay_message_id.is_none())
 }
 
 /// What fits the column; no provider's id is longer.

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, whole::Whole, within_limit};
 
+/// A report that takes longer is refused.
+const BEGIN_PATIENTLY: &str = "begin; set local statement_timeout = '10s'";
 /// How many of the latest events say whether a provider returns our marks.
 const EVENTS_LOOKED_AT: i64 = 100;
 
@@ -78,37 +81,17 @@ impl Store {
         silent_for: Duration,
         limit: i64,
     ) -> Result<FeedbackReport, StoreError> {
-        // Ids begin with the time of publication.
-        let first = first_id_of(since);
-        let mut silent = sqlx::query_as!(
-            SilentMail,
-            r#"select m.id, m.request_id, m.template_key, m.sent_at as "sent_at!", t.relay as "relay?", t.relay_message_id as "relay_message_id?"
-               from email_messages m
-               left join lateral (select relay, relay_message_id from email_timeline t
-                    where t.message_id = m.id and t.kind = 'sent' order by t.id desc limit 1) t on true
-               where m.id >= $1 and m.status = 'sent' and m.sent_at < now() - make_interval(secs => $2)
-               order by m.id limit $3"#,
-            first,
-            silent_for.as_secs_f64(),
-            limit + 1
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let mut for_nobody = sqlx::query_as!(
-            EventForNobody,
-            r#"select provider, provider_event_id as event_id, event_type, relay_message_id, received_at, looks,
-                next_look_at is not null as "is_waiting!"
-               from webhook_events where matched_at is null and received_at >= $1 order by received_at limit $2"#,
-            since,
-            limit + 1
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let is_cut = (silent.len() > limit, for_nobody.len() > limit);
-        silent.truncate(limit);
-        for_nobody.truncate(limit);
-        Ok(FeedbackReport { silent, for_nobody, is_cut })
+        // Whoever asks for ten years shall wait, not the mails: they share these connections.
+        within_limit(async {
+            let mut whole = Whole::of(&self.pool).await?;
+            let connection = whole.connection();
+            sqlx::raw_sql(BEGIN_PATIENTLY).execute(&mut **connection).await?;
+            let report = read(connection, since, silent_for, limit).await?;
+            sqlx::raw_sql("rollback").execute(&mut **connection).await?;
+            whole.end();
+            Ok(report)
+        })
+        .await
     }
 
     /// Looks whether the latest events gave anything of their mails back.
@@ -126,6 +109,46 @@ impl Store {
         .await?;
         Ok(MarksSeen { events: seen.events, with_marks: seen.with_marks })
     }
+}
+
+/// Both lists.
+async fn read(
+    connection: &mut PgConnection,
+    since: DateTime<Utc>,
+    silent_for: Duration,
+    limit: i64,
+) -> Result<FeedbackReport, StoreError> {
+    // Ids begin with the time of publication.
+    let first = first_id_of(since);
+    let mut silent = sqlx::query_as!(
+            SilentMail,
+            r#"select m.id, m.request_id, m.template_key, m.sent_at as "sent_at!", t.relay as "relay?", t.relay_message_id as "relay_message_id?"
+               from email_messages m
+               left join lateral (select relay, relay_message_id from email_timeline t
+                    where t.message_id = m.id and t.kind = 'sent' order by t.id desc limit 1) t on true
+               where m.id >= $1 and m.status = 'sent' and m.sent_at < now() - make_interval(secs => $2)
+               order by m.id limit $3"#,
+            first,
+            silent_for.as_secs_f64(),
+            limit + 1
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut for_nobody = sqlx::query_as!(
+            EventForNobody,
+            r#"select provider, provider_event_id as event_id, event_type, relay_message_id, received_at, looks,
+                next_look_at is not null as "is_waiting!"
+               from webhook_events where matched_at is null and looks > 0 and received_at >= $1 order by received_at limit $2"#,
+            since,
+            limit + 1
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let is_cut = (silent.len() > limit, for_nobody.len() > limit);
+    silent.truncate(limit);
+    for_nobody.truncate(limit);
+    Ok(FeedbackReport { silent, for_nobody, is_cut })
 }
 
 /// The least id of a mail that was published at this time.

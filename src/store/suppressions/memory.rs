@@ -28,12 +28,15 @@ impl Store {
         self.suppressed.by_hash.load().get(address_hash).is_some_and(|until| until.is_none_or(|until| until > now))
     }
 
-    /// Notes in memory only that a relay has just refused this address for good; the table has it with the outcome, or with the
-    /// journal.
-    pub fn note_suppressed(&self, address_hash: [u8; 32]) {
+    /// Notes in memory only that these addresses get nothing more; the table has them with the outcome, the journal or the event.
+    pub fn note_suppressed(&self, address_hashes: &[[u8; 32]]) {
+        let known = self.suppressed.by_hash.load();
+        if address_hashes.iter().all(|hash| known.get(hash).is_some_and(Option::is_none)) {
+            return;
+        }
         self.suppressed.by_hash.rcu(|known| {
             let mut more = ByHash::clone(known);
-            more.insert(address_hash, None);
+            more.extend(address_hashes.iter().map(|hash| (*hash, None)));
             more
         });
     }
