@@ -71,7 +71,7 @@ pub struct MessagePage {
     pub total_is_exact: bool,
     /// The next page's [`MessageFilter::after`]; nothing: this was the last.
     pub next: Option<Uuid>,
-    /// Mails published before this were not looked at for this page; nothing: all were that could be on it.
+    /// Mails published before this may not have been looked at for this page; nothing: all were that could be on it.
     pub searched_since: Option<DateTime<Utc>>,
 }
 

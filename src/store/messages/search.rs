@@ -4,7 +4,7 @@
 //! (status, template, source) is looked for in at most [`SEARCHED_MAX`] rows from where a page begins: an index on the status
 //! would have to be written for every mail three times, to answer a question that is nearly always about the last hours.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
 use super::{MessagePage, MessageSummary, TOTAL_MAX};
@@ -128,7 +128,8 @@ impl Store {
                 total: found.counted.min(TOTAL_MAX),
                 total_is_exact: is_exact,
                 next,
-                searched_since: edge.and_then(published_at),
+                // Of the last millisecond some may not have been looked at.
+                searched_since: edge.and_then(published_at).map(|at| at + TimeDelta::milliseconds(1)),
             })
         })
         .await
