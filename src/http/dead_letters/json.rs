@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     http::messages::address_for,
-    store::dead::{DeadLetter, DeadPage, DeadSummary, Discard},
+    store::dead::{DeadCursor, DeadLetter, DeadPage, DeadSummary, Discard},
     wire,
 };
 
@@ -18,7 +18,7 @@ pub(crate) fn dead_page_json(page: &DeadPage, personal: bool) -> Value {
         "items": page.items.iter().map(|letter| dead_summary_json(letter, personal)).collect::<Vec<_>>(),
         "total": page.total,
         "total_is_exact": page.total_is_exact,
-        "next": page.next.map(|next| next.to_text()),
+        "next": page.next.map(DeadCursor::to_text),
         "searched_since": page.searched_since,
     })
 }
