@@ -15,8 +15,14 @@ mod health;
 /// `/api/v1/email/templates`.
 mod templates;
 
+/// What parameters are, and which are none.
+mod params;
+
 /// `/api/v1/email/messages`.
 mod messages;
+
+/// `/api/v1/email/dead-letters`.
+pub(crate) mod dead_letters;
 
 /// `/api/v1/email/feedback`.
 mod feedback;
@@ -28,7 +34,7 @@ mod suppressions;
 pub mod public;
 
 pub use feedback::report_json;
-pub use messages::message_json;
+pub use messages::{message_detail_json, message_page_json};
 pub use suppressions::{suppression_change_json, suppression_json};
 
 use std::sync::Arc;
@@ -94,6 +100,11 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/templates/{key}", get(templates::show))
         .route("/templates/{key}/test", post(templates::test))
         .route("/messages", get(messages::list))
+        .route("/messages/{id}", get(messages::show))
+        .route("/messages/{id}/body", get(messages::body))
+        .route("/dead-letters", get(dead_letters::list))
+        .route("/dead-letters/{id}", get(dead_letters::show))
+        .route("/dead-letters/{id}/discard", post(dead_letters::discard))
         .route("/feedback/report", get(feedback::report))
         .route("/suppressions", get(suppressions::list).post(suppressions::add))
         .route("/suppressions/export", get(suppressions::file::export))

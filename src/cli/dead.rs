@@ -1,4 +1,4 @@
-//! `postrider dead list` and `dead show`, and which letters a command means.
+//! `postrider dead list`, `dead show` and `dead discard`, and which letters a command means.
 
 use std::process::ExitCode;
 
@@ -7,14 +7,15 @@ use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Session, one_line, or_dash, replay, table};
+use super::{Session, one_line, or_dash, replay, suppressions::ByArgs, table};
 use crate::{
     email::Reason,
+    http::dead_letters::{content, dead_letter_json, dead_page_json, listed, words},
     store::{
-        dead::{DeadFilter, DeadLetter, DeadSummary},
+        dead::{DeadFilter, DeadLetter, DeadPage, DeadSummary, Discarded, NOTE_CHARS_MAX},
+        messages::detail::Viewed,
         replay::LetterState,
     },
-    wire,
 };
 
 #[derive(Debug, Subcommand)]
@@ -25,7 +26,11 @@ pub(super) enum Command {
     Show {
         /// Its id, or the id of its request.
         id: Uuid,
+        #[command(flatten)]
+        by: ByArgs,
     },
+    /// Put letters away for good: they stay to be looked at, and are never replayed.
+    Discard(DiscardArgs),
     /// Send letters on their way again, each at most once.
     Replay(replay::Args),
 }
@@ -64,6 +69,7 @@ impl FilterArgs {
             since: self.since,
             until: self.until,
             recipient_hash,
+            after: None,
             limit,
         }
     }
@@ -81,28 +87,93 @@ pub(super) struct ListArgs {
     limit: i64,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  postrider dead discard 7b0e8f0e-4a51-4e0e-9a53-6f3c4d1f2a10 --note \"a test\"
+
+Only a letter that waits can be discarded; one that was discarded before stays so, by
+whom and why it was. Exit code 1: a letter is unknown, was replayed, or is being replayed.")]
+pub(super) struct DiscardArgs {
+    /// Letters, by their own ids or by those of their requests.
+    #[arg(value_name = "ID", required = true)]
+    ids: Vec<Uuid>,
+    /// Why, for those who look at it later.
+    #[arg(long, value_parser = note)]
+    note: Option<String>,
+    #[command(flatten)]
+    by: ByArgs,
+}
+
 pub(super) async fn run(context: &Session, command: Command) -> anyhow::Result<ExitCode> {
     context.log_quietly();
     match command {
         Command::List(args) => {
             let (store, recipient_hash) = context.store_to_search(args.filter.to.as_deref()).await?;
             let states = args.states.iter().filter_map(|name| LetterState::from_name(name)).collect();
-            let (items, total) = store.dead_letters(&args.filter.filter(states, recipient_hash, args.limit)).await?;
-            list(context, &items, total)?;
+            let page = store.dead_letters(&args.filter.filter(states, recipient_hash, args.limit)).await?;
+            list(context, &page)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Show { id } => match context.store_without_key().await?.dead_letter(id).await? {
-            Some(letter) => {
-                show(context, &letter)?;
-                Ok(ExitCode::SUCCESS)
-            }
-            None => anyhow::bail!("there is no dead letter {id}, and none of a request {id}"),
-        },
+        Command::Show { id, by } => {
+            let store = context.store_without_key().await?;
+            let Some(letter) = store.dead_letter(id).await? else {
+                anyhow::bail!("there is no dead letter {id}, and none of a request {id}")
+            };
+            store.record_view(&by.operator(), Viewed::DeadLetter(letter.summary.id)).await?;
+            show(context, &letter)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Discard(args) => discard(context, args).await,
         Command::Replay(args) => replay::run(context, args).await,
     }
 }
 
-fn moment(text: &str) -> Result<DateTime<Utc>, String> {
+fn note(text: &str) -> Result<String, String> {
+    let chars = text.chars().count();
+    if chars <= NOTE_CHARS_MAX { Ok(text.to_owned()) } else { Err(format!("longer than {NOTE_CHARS_MAX} characters")) }
+}
+
+async fn discard(context: &Session, args: DiscardArgs) -> anyhow::Result<ExitCode> {
+    let store = context.store_without_key().await?;
+    let by = args.by.operator();
+    let mut results = Vec::new();
+    for id in args.ids {
+        let letters = store.dead_letters_of(id).await?;
+        if letters.is_empty() {
+            results.push((id, Discarded::Unknown));
+        }
+        for letter in letters {
+            results.push((letter, store.discard(letter, &by, args.note.as_deref()).await?));
+        }
+    }
+    let is_done = |result: &Discarded| matches!(result, Discarded::Done(_) | Discarded::Before(_));
+    let all_done = results.iter().all(|(_, result)| is_done(result));
+    if context.is_json {
+        let items: Vec<Value> =
+            results.iter().map(|(id, result)| json!({ "id": id, "result": outcome(result) })).collect();
+        Session::print_json(&json!({ "items": items }))?;
+    } else {
+        let mut rows = table(&["ID", "RESULT"]);
+        for (id, result) in &results {
+            rows.add_row([id.to_string(), outcome(result).to_owned()]);
+        }
+        outln!("{rows}");
+    }
+    Ok(if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What became of it: a letter that is not discarded is in the state that is told.
+const fn outcome(result: &Discarded) -> &'static str {
+    match result {
+        Discarded::Done(_) => "discarded",
+        Discarded::Before(_) => "discarded before",
+        Discarded::Refused(state) => state.name(),
+        Discarded::Unknown => "unknown",
+    }
+}
+
+pub(super) fn moment(text: &str) -> Result<DateTime<Utc>, String> {
     moment_at(text, Utc::now()).ok_or_else(|| {
         "not a time: use 30m, 2h or 3d for that long ago, a date such as 2026-11-24, or 2026-11-24T18:00:00Z".to_owned()
     })
@@ -127,11 +198,11 @@ fn moment_at(text: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     now.checked_sub_signed(ago?)
 }
 
-fn list(context: &Session, items: &[DeadSummary], total: i64) -> anyhow::Result<()> {
+fn list(context: &Session, page: &DeadPage) -> anyhow::Result<()> {
     if context.is_json {
-        let items: Vec<Value> = items.iter().map(summary_json).collect();
-        return Session::print_json(&json!({ "items": items, "total": total }));
+        return Session::print_json(&dead_page_json(page, true));
     }
+    let items = &page.items;
     if items.is_empty() {
         outln!("No dead letters match.");
         return Ok(());
@@ -151,23 +222,16 @@ fn list(context: &Session, items: &[DeadSummary], total: i64) -> anyhow::Result<
         ]);
     }
     outln!("{rows}");
-    if i64::try_from(items.len()).is_ok_and(|shown| shown < total) {
-        outln!("{} of {total}; --limit shows more.", items.len());
+    if i64::try_from(items.len()).is_ok_and(|shown| shown < page.total) {
+        let more = if page.total_is_exact { "" } else { "more than " };
+        outln!("{} of {more}{}; --limit shows more.", items.len(), page.total);
     }
     Ok(())
 }
 
 fn show(context: &Session, letter: &DeadLetter) -> anyhow::Result<()> {
-    let content = content(letter);
     if context.is_json {
-        let mut all = summary_json(&letter.summary);
-        all["routing_key"] = json!(letter.routing_key);
-        all["first_at"] = json!(letter.first_at);
-        all["properties"] = letter.properties.clone();
-        all["headers"] = letter.headers.clone();
-        all["body_bytes"] = json!(letter.body_bytes);
-        all["content"] = content;
-        return Session::print_json(&all);
+        return Session::print_json(&dead_letter_json(letter, true));
     }
     let s = &letter.summary;
     outln!("Dead letter  {}", s.id);
@@ -182,6 +246,10 @@ fn show(context: &Session, letter: &DeadLetter) -> anyhow::Result<()> {
     outln!("First seen   {}", or_dash(letter.first_at));
     outln!("Failed       {}", s.at);
     outln!("State        {}", s.state);
+    if let Some(discard) = &letter.discard {
+        let note = discard.note.as_deref().map_or_else(String::new, |note| format!(": {}", one_line(note)));
+        outln!("Discarded    {} by {}{note}", discard.at, discard.by);
+    }
     for (title, header, in_words) in [
         ("Recipients", "x-recipients", recipient_in_words as fn(&Value) -> String),
         ("History", "x-history", step_in_words),
@@ -195,16 +263,11 @@ fn show(context: &Session, letter: &DeadLetter) -> anyhow::Result<()> {
         }
     }
     outln!("\nContent ({} bytes)", letter.body_bytes);
-    match &content {
+    match &content(letter) {
         Value::String(text) => outln!("{text}"),
         other => outln!("{}", serde_json::to_string_pretty(other)?),
     }
     Ok(())
-}
-
-/// What a header of ours lists; one that is no list, such as a producer's own of that name, lists nothing.
-fn listed(header: Option<&str>) -> Vec<Value> {
-    header.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// `ada@example.bj +2`.
@@ -212,10 +275,6 @@ fn first_and_more(letter: &DeadSummary) -> Option<String> {
     let all = listed(letter.recipients.as_deref());
     let first = one_line(words(all.first()?, "address")?);
     Some(if all.len() > 1 { format!("{first} +{}", all.len() - 1) } else { first })
-}
-
-fn words<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
-    value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
 /// `ada@example.bj: rejected after 1 tries: 550 5.1.1 no such user`.
@@ -246,41 +305,6 @@ fn step_in_words(line: &Value) -> String {
         Some(code) if words(line, "error").is_none() => format!("{step} ({code})"),
         _ => step,
     }
-}
-
-/// The request as JSON with its attachments' bytes left out, or the first bytes of what is no request.
-fn content(letter: &DeadLetter) -> Value {
-    let Some(body) = &letter.body else { return Value::String("(removed by anonymising)".to_owned()) };
-    let content_type = letter.properties.get("content_type").and_then(Value::as_str);
-    let request = match content_type {
-        Some(wire::JSON) => wire::from_json(body).ok(),
-        _ => wire::from_protobuf(body.clone().into()).ok().filter(|r| !r.request_id.is_empty()),
-    };
-    match request {
-        Some(request) => {
-            let mut json = wire::to_json(&request);
-            for attachment in json.get_mut("attachments").and_then(Value::as_array_mut).into_iter().flatten() {
-                if let Some(inline) = attachment.get_mut("inline") {
-                    let bytes = inline.as_str().map_or(0, |text| text.len() / 4 * 3);
-                    *inline = json!(format!("({bytes} bytes)"));
-                }
-            }
-            json
-        }
-        None => {
-            let start = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
-            let shown: String = start.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect();
-            Value::String(if body.len() > 200 { format!("{shown} ...") } else { shown })
-        }
-    }
-}
-
-fn summary_json(s: &DeadSummary) -> Value {
-    json!({
-        "id": s.id, "reason": s.reason, "error": s.error, "request_id": s.request_id, "source": s.source,
-        "template_key": s.template_key, "lane": s.lane, "attempts": s.attempts, "state": s.state, "at": s.at,
-        "recipients": listed(s.recipients.as_deref()).iter().filter_map(|r| words(r, "address")).collect::<Vec<_>>(),
-    })
 }
 
 #[cfg(test)]

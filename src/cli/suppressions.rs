@@ -104,15 +104,16 @@ pub(super) struct RemoveArgs {
     by: ByArgs,
 }
 
+/// Who does what is kept for good.
 #[derive(Debug, Args)]
-struct ByArgs {
+pub(super) struct ByArgs {
     /// Who does it: kept in the history.
     #[arg(long = "by", value_name = "NAME", env = "USER", default_value = "cli", hide_env_values = true)]
     name: String,
 }
 
 impl ByArgs {
-    fn operator(&self) -> String {
+    pub(super) fn operator(&self) -> String {
         format!("operator:{}", self.name)
     }
 }

@@ -23,6 +23,22 @@ pub fn row_id(published_at: DateTime<Utc>, request_id: Uuid, recipient_hash: &[u
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 
+/// The least id of a mail that was published at or after this time, to the millisecond.
+#[must_use]
+pub fn first_row_id(published_at: DateTime<Utc>) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&published_at.timestamp_millis().max(0).to_be_bytes()[2..]);
+    Uuid::from_bytes(bytes)
+}
+
+/// When the mail of this row was published, to the millisecond.
+#[must_use]
+pub fn published_at(row_id: Uuid) -> Option<DateTime<Utc>> {
+    let mut milliseconds = [0; 8];
+    milliseconds[2..].copy_from_slice(&row_id.as_bytes()[..6]);
+    DateTime::from_timestamp_millis(i64::from_be_bytes(milliseconds))
+}
+
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
@@ -39,5 +55,7 @@ mod tests {
         assert_ne!(id, row_id(at, Uuid::from_u128(2), &[1; 32]));
         assert_eq!(id.get_version_num(), 8);
         assert!(id < row_id(at + TimeDelta::milliseconds(1), request, &[1; 32]), "in the order of their time");
+        assert_eq!(published_at(id), Some(at));
+        assert!(first_row_id(at) < id && id < first_row_id(at + TimeDelta::milliseconds(1)));
     }
 }

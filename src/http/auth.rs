@@ -25,6 +25,12 @@ pub struct Operator {
 }
 
 impl Operator {
+    /// As it is noted who did something.
+    #[must_use]
+    pub fn by(&self) -> String {
+        format!("operator:{}", self.name)
+    }
+
     /// Asks for a role.
     ///
     /// # Errors

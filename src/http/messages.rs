@@ -1,83 +1,115 @@
-//! `GET /api/v1/email/messages?to=&limit=`: "did they get it?"
+//! `GET /api/v1/email/messages`: "did they get it?", page by page; and `.../{id}`, one mail with everything known of it.
+//!
+//! Invariant: what shows a person is for operators, and whoever looks at one mail is noted before it is shown.
+
+/// What answers look like.
+mod json;
 
 use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Query, State, rejection::QueryRejection},
-    http::StatusCode,
+    extract::{Path, Query, State, rejection::QueryRejection},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Admin, auth::Operator, problem::Problem};
+pub(super) use self::json::address_for;
+pub use self::json::{message_detail_json, message_page_json};
+use super::{Admin, auth::Operator, params, problem::Problem};
 use crate::{
     config::Role,
-    email::EmailAddress,
-    store::messages::{MessageFilter, MessageSummary},
+    email::Status,
+    store::messages::{
+        MessageFilter,
+        detail::{BodyPart, Viewed},
+    },
 };
-
-const LIMIT_DEFAULT: i64 = 50;
-const LIMIT_MAX: i64 = 500;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Params {
+pub(super) struct ListParams {
     to: Option<String>,
+    status: Option<String>,
+    template: Option<String>,
+    source: Option<String>,
+    request_id: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
     limit: Option<i64>,
+    cursor: Option<String>,
 }
 
 pub(super) async fn list(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
-    params: Result<Query<Params>, QueryRejection>,
+    params: Result<Query<ListParams>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let Query(params) = params.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
-    let limit = params.limit.unwrap_or(LIMIT_DEFAULT);
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("limit must be 1 to {LIMIT_MAX}")));
-    }
-    let recipient_hash = match params.to.as_deref() {
-        None => None,
-        Some(text) => {
-            let address = EmailAddress::parse(text)
-                .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("to: {error}")))?;
-            Some(admin.store.address_hash(&address.key()))
-        }
+    let given = params::query(params)?;
+    let names = Status::ALL.iter().map(|status| status.name());
+    let request_id = given.request_id.as_deref().map(|text| params::uuid("request_id", text)).transpose()?;
+    let filter = MessageFilter {
+        recipient_hash: params::recipient(&admin, "to", given.to.as_deref())?,
+        request_ids: request_id.map(|id| vec![id]),
+        status: params::one_of("status", given.status.as_deref(), Status::from_name, names)?,
+        template_key: params::word("template", given.template)?,
+        source: params::word("source", given.source)?,
+        since: params::time("since", given.since.as_deref())?,
+        until: params::time("until", given.until.as_deref())?,
+        after: params::cursor(given.cursor.as_deref(), |text| text.parse().ok())?,
+        limit: params::limit(given.limit)?,
     };
-    let filter = MessageFilter { recipient_hash, request_ids: None, limit };
     let page = admin.store.messages(&filter).await?;
-    let personal = operator.needs(Role::Operator).is_ok();
-    let items: Vec<Value> = page.items.iter().map(|m| message_json(m, personal)).collect();
-    Ok(Json(json!({ "items": items, "total": page.total, "total_is_exact": page.total_is_exact })))
+    Ok(Json(message_page_json(&page, operator.needs(Role::Operator).is_ok())))
 }
 
-/// One mail of a list. Without the right to see persons' data, the address is masked and the subject is left out.
-#[must_use]
-pub fn message_json(message: &MessageSummary, personal: bool) -> Value {
-    let to = message.to.as_deref().map(|to| match (personal, EmailAddress::parse(to)) {
-        (true, _) => to.to_owned(),
-        (false, Ok(address)) => address.masked(),
-        (false, Err(_)) => "***".to_owned(),
-    });
-    json!({
-        "id": message.id,
-        "request_id": message.request_id,
-        "to": to,
-        "subject": message.subject.as_deref().filter(|_| personal),
-        "status": message.status,
-        "sent_at": message.sent_at,
-        "delivered_at": message.delivered_at,
-        "bounce_type": message.bounce_type,
-        "bounce_subtype": message.bounce_subtype,
-        "complaint_type": message.complaint_type,
-        "created_at": message.created_at,
-        "template_key": message.template_key,
-        "template_version": message.template_version,
-        "lane": message.lane,
-        "attempts": message.attempts,
-        "latency_ms": message.latency_ms,
-        "reason": message.reason,
-        "error": message.error.as_deref().filter(|_| personal),
-    })
+pub(super) async fn show(
+    State(admin): State<Arc<Admin>>,
+    operator: Operator,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let id = params::uuid("id", &id)?;
+    let message = admin.store.message(id).await?.ok_or_else(unknown)?;
+    let personal = operator.needs(Role::Operator).is_ok();
+    if personal {
+        admin.store.record_view(&operator.by(), Viewed::Details(id)).await?;
+    }
+    Ok(Json(message_detail_json(&message, personal)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BodyParams {
+    part: Option<String>,
+}
+
+/// The part as plain text, whichever it is: a browser that is led here runs nothing of it.
+pub(super) async fn body(
+    State(admin): State<Arc<Admin>>,
+    operator: Operator,
+    Path(id): Path<String>,
+    params: Result<Query<BodyParams>, QueryRejection>,
+) -> Result<Response, Problem> {
+    operator.needs(Role::Operator)?;
+    let id = params::uuid("id", &id)?;
+    let part = params::query(params)?.part;
+    let part = params::one_of("part", part.as_deref(), BodyPart::from_name, ["html", "text"].into_iter())?
+        .ok_or_else(|| params::bad("part: say which, html or text"))?;
+    let body = admin.store.message_body(id, part).await?.ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, "there is no such mail, or it was never rendered, or it was anonymised")
+    })?;
+    admin.store.record_view(&operator.by(), Viewed::Body(id, part)).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    Ok((headers, body).into_response())
+}
+
+fn unknown() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "there is no such mail")
 }

@@ -166,10 +166,10 @@ pub(super) async fn add(
             admin.store.address_hash(&address.key()),
             Some(address.as_str().to_owned()),
             reason,
-            by(&operator),
+            operator.by(),
         )
     };
-    let written = admin.store.suppress_as(std::slice::from_ref(&entry), Some(&by(&operator)), |_| ()).await?;
+    let written = admin.store.suppress_as(std::slice::from_ref(&entry), Some(&operator.by()), |_| ()).await?;
     refresh(&admin).await;
     tracing::info!(operator = operator.name, %reason, "an address was put on the suppression list");
     let stands = admin.store.suppressions_of(&entry.address_hash).await?;
@@ -200,7 +200,7 @@ pub(super) async fn lift(
     let category = fitting(params.category, "category", CATEGORY_CHARS_MAX)?;
     let note = fitting(params.note, "note", NOTE_CHARS_MAX)?;
     let lifted =
-        admin.store.lift_suppressions(&hash, reason, category.as_deref(), &by(&operator), note.as_deref()).await?;
+        admin.store.lift_suppressions(&hash, reason, category.as_deref(), &operator.by(), note.as_deref()).await?;
     if lifted.is_empty() {
         return Err(unknown());
     }
@@ -217,10 +217,6 @@ async fn refresh(admin: &Admin) {
     if let Err(error) = admin.store.load_suppressions().await {
         tracing::warn!(%error, "could not load the suppression list; it is loaded again within half a minute");
     }
-}
-
-fn by(operator: &Operator) -> String {
-    format!("operator:{}", operator.name)
 }
 
 fn bad(detail: impl Into<String>) -> Problem {

@@ -1,9 +1,19 @@
 //! Dead letters as rows: what operators look at, so that nobody has to browse a queue.
 
+/// Lists, page by page.
+mod list;
+
+/// What operators want nothing of any more.
+mod discard;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
+pub use self::{
+    discard::{Discard, Discarded, NOTE_CHARS_MAX},
+    list::{DeadCursor, DeadPage},
+};
 use super::{Store, StoreError, replay::LetterState, within_limit};
 
 /// A dead letter on its way into the archive.
@@ -96,6 +106,12 @@ pub struct DeadLetter {
     pub body: Option<Vec<u8>>,
     /// Its size.
     pub body_bytes: i32,
+    /// When it was archived.
+    pub archived_at: DateTime<Utc>,
+    /// When it went on its way again.
+    pub replayed_at: Option<DateTime<Utc>>,
+    /// Who discarded it.
+    pub discard: Option<Discard>,
 }
 
 /// Which dead letters are meant; every part that is given must match.
@@ -115,6 +131,8 @@ pub struct DeadFilter {
     pub until: Option<DateTime<Utc>>,
     /// The recipient's keyed hash.
     pub recipient_hash: Option<[u8; 32]>,
+    /// After this letter, as an earlier page said.
+    pub after: Option<DeadCursor>,
     /// At most this many.
     pub limit: i64,
 }
@@ -163,28 +181,7 @@ impl Store {
         Ok(())
     }
 
-    /// Lists dead letters, newest first, and how many match in all.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn dead_letters(&self, filter: &DeadFilter) -> Result<(Vec<DeadSummary>, i64), StoreError> {
-        let ids = self.dead_letter_ids(filter).await?;
-        let total = i64::try_from(ids.len()).unwrap_or(i64::MAX);
-        let shown = usize::try_from(filter.limit).unwrap_or(usize::MAX);
-        let newest: Vec<Uuid> = ids.into_iter().rev().take(shown).collect();
-        let items = sqlx::query_as!(
-            DeadSummary,
-            r#"select id, reason, error, request_id, source, template_key, lane, attempts, state,
-                coalesce(last_at, archived_at) as "at!", headers ->> 'x-recipients' as recipients
-               from dead_letters where id = any($1) order by archived_at desc, id desc"#,
-            &newest
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        Ok((items, total))
-    }
-
-    /// The ids of all that match, oldest first, whatever the filter's limit.
+    /// The ids of all that match, oldest first, whatever the filter's page and limit.
     ///
     /// A recipient is found by the rows of the letter's request; of a letter that waits, only those count that failed or are
     /// held.
@@ -237,13 +234,15 @@ impl Store {
         let row = sqlx::query!(
             r#"select id, reason, error, request_id, source, template_key, lane, attempts, state,
                 coalesce(last_at, archived_at) as "at!", headers ->> 'x-recipients' as recipients, routing_key, first_at,
-                properties, headers, body, body_bytes
+                properties, headers, body, body_bytes, archived_at, replayed_at
                from dead_letters where id = $1 or request_id = $1 order by archived_at desc limit 1"#,
             id
         )
         .fetch_optional(&self.pool)
         .await?;
-        Ok(row.map(|row| DeadLetter {
+        let Some(row) = row else { return Ok(None) };
+        let discard = self.discard_of(row.id).await?;
+        Ok(Some(DeadLetter {
             summary: DeadSummary {
                 id: row.id,
                 reason: row.reason,
@@ -263,6 +262,9 @@ impl Store {
             headers: row.headers,
             body: row.body,
             body_bytes: row.body_bytes,
+            archived_at: row.archived_at,
+            replayed_at: row.replayed_at,
+            discard,
         }))
     }
 }

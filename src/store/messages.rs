@@ -1,23 +1,21 @@
 //! Reading the audit: which mails there are, and what became of them.
+//!
+//! Invariant: no list reads more than [`SEARCHED_MAX`] rows, however many there are; one that would says how far it looked.
+
+/// One mail with everything that is known of it, and who looked at it.
+pub mod detail;
+
+/// Lists, page by page.
+mod search;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+pub use self::search::{MessageFilter, SEARCHED_MAX};
 use super::{Store, StoreError};
 
 /// Beyond this many, a list's total is not counted: see [`MessagePage::total_is_exact`].
 pub const TOTAL_MAX: i64 = 10_000;
-
-/// Which mails to list; every part that is given must match.
-#[derive(Debug, Clone, Default)]
-pub struct MessageFilter {
-    /// The recipient's keyed hash.
-    pub recipient_hash: Option<[u8; 32]>,
-    /// These requests only.
-    pub request_ids: Option<Vec<Uuid>>,
-    /// At most this many.
-    pub limit: i64,
-}
 
 /// One mail in a list.
 #[derive(Debug, Clone)]
@@ -48,6 +46,8 @@ pub struct MessageSummary {
     pub template_key: String,
     /// And which version of it.
     pub template_version: Option<i32>,
+    /// Who asked for it.
+    pub source: String,
     /// Where it travelled.
     pub lane: String,
     /// SMTP attempts that counted.
@@ -65,10 +65,14 @@ pub struct MessageSummary {
 pub struct MessagePage {
     /// The mails.
     pub items: Vec<MessageSummary>,
-    /// How many match in all, up to [`TOTAL_MAX`].
+    /// How many match in all, up to [`TOTAL_MAX`], whichever page this is.
     pub total: i64,
     /// Whether `total` is all of them.
     pub total_is_exact: bool,
+    /// The next page's [`MessageFilter::after`]; nothing: this was the last.
+    pub next: Option<Uuid>,
+    /// Mails published before this may not have been looked at for this page; nothing: all were that could be on it.
+    pub searched_since: Option<DateTime<Utc>>,
 }
 
 /// One try, or another step in a mail's life.
@@ -95,43 +99,6 @@ pub struct TimelineLine {
 }
 
 impl Store {
-    /// Lists mails.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn messages(&self, filter: &MessageFilter) -> Result<MessagePage, StoreError> {
-        let hash = filter.recipient_hash.as_ref().map(<[u8; 32]>::as_slice);
-        let ids = filter.request_ids.as_deref();
-        let items = sqlx::query_as!(
-            MessageSummary,
-            r#"select m.id, m.request_id, m.recipient_email as "to", m.subject, m.status, m.sent_at, m.delivered_at,
-                m.bounce_type, m.bounce_subtype, m.complaint_type, m.created_at, m.template_key, m.template_version, r.lane, m.attempts,
-                case when m.sent_at is not null
-                    then (extract(epoch from m.sent_at - r.published_at) * 1000)::bigint end as latency_ms,
-                m.reason, m.error_message as error
-               from email_messages m join email_requests r on r.id = m.request_id
-               where ($1::bytea is null or m.recipient_hash = $1) and ($2::uuid[] is null or m.request_id = any($2))
-               order by m.id desc limit $3"#,
-            hash,
-            ids,
-            filter.limit
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let counted = sqlx::query_scalar!(
-            r#"select count(*) as "n!" from (
-                select 1 from email_messages m
-                where ($1::bytea is null or m.recipient_hash = $1) and ($2::uuid[] is null or m.request_id = any($2))
-                limit $3) as few"#,
-            hash,
-            ids,
-            TOTAL_MAX + 1
-        )
-        .fetch_one(&self.pool)
-        .await?;
-        Ok(MessagePage { items, total: counted.min(TOTAL_MAX), total_is_exact: counted <= TOTAL_MAX })
-    }
-
     /// What happened to every mail of a request, in order.
     ///
     /// # Errors

@@ -85,6 +85,10 @@ mod events_tail;
 
 mod admin_api;
 
+mod admin_messages;
+
+mod admin_dead_letters;
+
 mod command_line;
 
 mod broker_fixed_version;

@@ -16,7 +16,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Operator, Problem, by, query, refresh};
+use super::{Admin, Operator, Problem, query, refresh};
 use crate::{
     config::Role,
     store::{
@@ -105,7 +105,7 @@ pub(in crate::http) async fn import(
     }
     let mut counts = json!({ "added": 0, "changed": 0, "unchanged": 0 });
     if !params.dry_run {
-        let written = admin.store.suppress_as(&contents.entries, Some(&by(&operator)), |_| ()).await?;
+        let written = admin.store.suppress_as(&contents.entries, Some(&operator.by()), |_| ()).await?;
         refresh(&admin).await;
         tracing::info!(operator = operator.name, entries = contents.entries.len(), "a suppression list was imported");
         counts = json!({ "added": written.added, "changed": written.changed, "unchanged": written.unchanged });

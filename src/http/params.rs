@@ -1,0 +1,83 @@
+//! Parameters that several routes take: each fault is told with the parameter's name.
+
+use axum::{
+    extract::{Query, rejection::QueryRejection},
+    http::StatusCode,
+};
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use uuid::Uuid;
+
+use super::{Admin, problem::Problem};
+use crate::email::EmailAddress;
+
+/// Items of a page, unless it is said.
+const LIMIT_DEFAULT: i64 = 50;
+/// Items of a page at most.
+const LIMIT_MAX: i64 = 500;
+/// Longest name that is looked for, in characters: no column holds a longer one.
+const NAME_CHARS_MAX: usize = 100;
+
+/// A fault of what was asked.
+pub(super) fn bad(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, detail)
+}
+
+pub(super) fn query<T>(params: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
+    params.map(|Query(params)| params).map_err(|error| bad(error.body_text()))
+}
+
+pub(super) fn limit(given: Option<i64>) -> Result<i64, Problem> {
+    let limit = given.unwrap_or(LIMIT_DEFAULT);
+    if (1..=LIMIT_MAX).contains(&limit) { Ok(limit) } else { Err(bad(format!("limit must be 1 to {LIMIT_MAX}"))) }
+}
+
+/// The keyed hash of the address that is searched for.
+pub(super) fn recipient(admin: &Admin, name: &str, given: Option<&str>) -> Result<Option<[u8; 32]>, Problem> {
+    let Some(text) = given else { return Ok(None) };
+    let hint = if text.contains(' ') { "; in a URL, + is written %2B" } else { "" };
+    let address = EmailAddress::parse(text).map_err(|error| bad(format!("{name}: {error}{hint}")))?;
+    Ok(Some(admin.store.address_hash(&address.key())))
+}
+
+/// A key or another name; anything that could be one.
+pub(super) fn word(name: &str, given: Option<String>) -> Result<Option<String>, Problem> {
+    match given {
+        Some(text) if text.is_empty() || text.contains('\0') || text.chars().count() > NAME_CHARS_MAX => {
+            Err(bad(format!("{name}: 1 to {NAME_CHARS_MAX} characters, none of them NUL")))
+        }
+        other => Ok(other),
+    }
+}
+
+/// One of a closed list of names.
+pub(super) fn one_of<T>(
+    name: &str,
+    given: Option<&str>,
+    read: impl Fn(&str) -> Option<T>,
+    names: impl Iterator<Item = &'static str>,
+) -> Result<Option<T>, Problem> {
+    let Some(text) = given else { return Ok(None) };
+    read(text).map(Some).ok_or_else(|| bad(format!("{name}: it is one of {}", names.collect::<Vec<_>>().join(", "))))
+}
+
+/// A time, or a date: its first moment in UTC.
+pub(super) fn time(name: &str, given: Option<&str>) -> Result<Option<DateTime<Utc>>, Problem> {
+    let Some(text) = given else { return Ok(None) };
+    let read = DateTime::parse_from_rfc3339(text).map(|at| at.to_utc()).ok();
+    let read = read.or_else(|| Some(text.parse::<NaiveDate>().ok()?.and_time(NaiveTime::MIN).and_utc()));
+    let hint = if text.contains(' ') { "; in a URL, + is written %2B" } else { "" };
+    // Further off is nothing that the database would take.
+    let years = DateTime::UNIX_EPOCH..DateTime::from_timestamp(32_503_680_000, 0).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    read.filter(|at| years.contains(at)).map(Some).ok_or_else(|| {
+        bad(format!("{name}: a date or time from 1970 on, such as 2026-11-24 or 2026-11-24T18:00:00Z{hint}"))
+    })
+}
+
+pub(super) fn uuid(name: &str, text: &str) -> Result<Uuid, Problem> {
+    text.parse().map_err(|_| bad(format!("{name}: it is no UUID")))
+}
+
+/// What stands after the last item of a page.
+pub(super) fn cursor<T>(given: Option<&str>, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+    given.map(|text| read(text).ok_or_else(|| bad("cursor: use the `next` of an earlier answer"))).transpose()
+}
