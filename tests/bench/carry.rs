@@ -7,9 +7,8 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
-use postrider::email::{Lane, Priority};
+use postrider::email::{Lane, Priority, identity::first_row_id};
 use sqlx::{PgPool, Row as _, postgres::PgPoolOptions};
-use uuid::Uuid;
 
 use super::{
     args::Args,
@@ -147,10 +146,6 @@ async fn carry_over(stage: Stage<'_>, work: &Work, route: &mut Route) -> anyhow:
     summary(work, &record, &used, started)
 }
 
-fn first_id_of(at: DateTime<Utc>) -> Uuid {
-    Uuid::from_u128(u128::try_from(at.timestamp_millis()).unwrap_or(0) << 80)
-}
-
 fn summary(work: &Work, record: &Record, used: &Used, started: DateTime<Utc>) -> anyhow::Result<Run> {
     let (Some(first), Some(last)) = (record.first, record.last) else {
         bail!("the rows do not say when they were sent")
@@ -220,7 +215,7 @@ pub(crate) async fn record(database: &PgPool, since: DateTime<Utc>) -> anyhow::R
     )
     .bind(since)
     // Ids begin with the time of publication, which was not long before.
-    .bind(first_id_of(since - QUEUED_MAX))
+    .bind(first_row_id(since - QUEUED_MAX))
     .fetch_one(database)
     .await?;
     let number = |index: usize| anyhow::Ok(u64::try_from(row.try_get::<i64, _>(index)?)?);

@@ -6,7 +6,10 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::store::{Store, StoreError, whole::Whole, within_limit};
+use crate::{
+    email::identity::first_row_id,
+    store::{Store, StoreError, whole::Whole, within_limit},
+};
 
 /// A report that takes longer is refused.
 const BEGIN_PATIENTLY: &str = "begin; set local statement_timeout = '10s'";
@@ -119,7 +122,7 @@ async fn read(
     limit: i64,
 ) -> Result<FeedbackReport, StoreError> {
     // Ids begin with the time of publication.
-    let first = first_id_of(since);
+    let first = first_row_id(since);
     let mut silent = sqlx::query_as!(
             SilentMail,
             r#"select m.id, m.request_id, m.template_key, m.sent_at as "sent_at!", t.relay as "relay?", t.relay_message_id as "relay_message_id?"
@@ -149,10 +152,4 @@ async fn read(
     silent.truncate(limit);
     for_nobody.truncate(limit);
     Ok(FeedbackReport { silent, for_nobody, is_cut })
-}
-
-/// The least id of a mail that was published at this time.
-fn first_id_of(at: DateTime<Utc>) -> Uuid {
-    let milliseconds = u128::try_from(at.timestamp_millis()).unwrap_or(0);
-    Uuid::from_u128(milliseconds << 80)
 }
