@@ -82,6 +82,8 @@ pub enum Purpose {
     Consume,
     /// Publishes. Never consumes.
     Publish,
+    /// Shows events to somebody at a terminal.
+    Tail,
 }
 
 impl Purpose {
@@ -89,6 +91,7 @@ impl Purpose {
         match self {
             Self::Consume => "postrider consume",
             Self::Publish => "postrider publish",
+            Self::Tail => "postrider tail",
         }
     }
 }

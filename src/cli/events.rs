@@ -49,7 +49,7 @@ pub(super) struct TailArgs {
 pub(super) async fn run(context: &Session, command: Command) -> anyhow::Result<ExitCode> {
     let Command::Tail(args) = command;
     context.log_quietly();
-    let link = Link::new(&context.settings.broker()?, Purpose::Consume)?;
+    let link = Link::new(&context.settings.broker()?, Purpose::Tail)?;
     let mut tap = Tap::open(&link, topology::EVENTS, &keys(&args)).await.map_err(|error| match error {
         BrokerError::Missing(_) => {
             anyhow!("there are no events here: has `postrider run` declared them in this virtual host? ({error})")

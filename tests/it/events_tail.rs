@@ -64,7 +64,7 @@ async fn a_listener_that_is_interrupted_has_done_its_work_and_one_that_is_cut_of
 
     until("its queue is gone", async || post.broker.listeners().await == 0).await;
     let shown = tail(&post, &[]).await;
-    post.broker.close_connections("postrider consume").await;
+    post.broker.close_connections("postrider tail").await;
     let said = shown.await.expect("it ends");
     assert!(said.code == 1 && said.err.contains("no more events are seen"), "{said:?}");
     post.wait_until_idle().await;
