@@ -5,17 +5,14 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json,
     extract::{Query, State, rejection::QueryRejection},
-    http::StatusCode,
 };
 use chrono::{TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, auth::Operator, problem::Problem};
+use super::{Admin, auth::Operator, params, problem::Problem};
 use crate::store::feedback::report::FeedbackReport;
 
-const LIMIT_DEFAULT: i64 = 50;
-const LIMIT_MAX: i64 = 500;
 const SILENT_HOURS_DEFAULT: u32 = 24;
 const SILENT_HOURS_MAX: u32 = 8760;
 const DAYS_DEFAULT: u32 = 7;
@@ -34,19 +31,15 @@ pub(super) async fn report(
     _operator: Operator,
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
-    let Query(params) = params.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let params = params::query(params)?;
     let silent_hours = params.silent_hours.unwrap_or(SILENT_HOURS_DEFAULT);
     let days = params.days.unwrap_or(DAYS_DEFAULT);
-    let limit = params.limit.unwrap_or(LIMIT_DEFAULT);
-    let refused = |what: String| Err(Problem::new(StatusCode::BAD_REQUEST, what));
+    let limit = params::limit(params.limit)?;
     if silent_hours > SILENT_HOURS_MAX {
-        return refused(format!("silent_hours must be 0 to {SILENT_HOURS_MAX}"));
+        return Err(params::bad(format!("silent_hours must be 0 to {SILENT_HOURS_MAX}")));
     }
     if !(1..=DAYS_MAX).contains(&days) {
-        return refused(format!("days must be 1 to {DAYS_MAX}"));
-    }
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        return refused(format!("limit must be 1 to {LIMIT_MAX}"));
+        return Err(params::bad(format!("days must be 1 to {DAYS_MAX}")));
     }
     let since = Utc::now() - TimeDelta::days(i64::from(days));
     let silent_for = Duration::from_secs(u64::from(silent_hours) * 3600);

@@ -21,7 +21,12 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, auth::Operator, problem::Problem};
+use super::{
+    Admin,
+    auth::Operator,
+    params::{self, bad, query},
+    problem::Problem,
+};
 use crate::{
     config::Role,
     email::{EmailAddress, SuppressionReason},
@@ -29,9 +34,6 @@ use crate::{
         CATEGORY_CHARS_MAX, Cursor, NOTE_CHARS_MAX, NewSuppression, Suppression, SuppressionChange, SuppressionFilter,
     },
 };
-
-const LIMIT_DEFAULT: i64 = 50;
-const LIMIT_MAX: i64 = 500;
 
 /// One entry of the list. Without the right to see persons' data the address is masked and the note is left out.
 #[must_use]
@@ -84,10 +86,7 @@ pub(super) async fn list(
     params: Result<Query<ListParams>, QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
     let params = query(params)?;
-    let limit = params.limit.unwrap_or(LIMIT_DEFAULT);
-    if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(bad(format!("limit must be 1 to {LIMIT_MAX}")));
-    }
+    let limit = params::limit(params.limit)?;
     let address = params.address.as_deref().map(address).transpose()?;
     let after = params
         .cursor
@@ -219,16 +218,8 @@ async fn refresh(admin: &Admin) {
     }
 }
 
-fn bad(detail: impl Into<String>) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, detail)
-}
-
 fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "the suppression list has no such entry")
-}
-
-fn query<T>(params: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
-    params.map(|Query(params)| params).map_err(|error| bad(error.body_text()))
 }
 
 fn address(text: &str) -> Result<EmailAddress, Problem> {
