@@ -170,6 +170,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         return Ok(ExitCode::SUCCESS);
     };
     tasks.spawn(Arc::clone(&store).keep_lease(end.clone()));
+    tasks.spawn(Arc::clone(&store).listen(end.clone()));
     let tries_default = config.pipeline.tries_default;
     tasks.spawn(reload::follow(Arc::clone(&store), Arc::clone(&catalogue), tries_default, generation, end.clone()));
 

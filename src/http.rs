@@ -30,6 +30,12 @@ mod feedback;
 /// `/api/v1/email/suppressions`.
 mod suppressions;
 
+/// `/api/v1/email/changes`.
+mod changes;
+
+/// The API's description.
+mod openapi;
+
 /// The public listener.
 pub mod public;
 
@@ -40,12 +46,14 @@ pub use suppressions::{suppression_change_json, suppression_json};
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::DefaultBodyLimit,
     routing::{get, post},
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
     broker::{ConsumerState, Link, Publisher},
@@ -95,7 +103,9 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationT
 }
 
 fn router(admin: Arc<Admin>) -> Router {
-    let api = Router::new()
+    let api = OpenApiRouter::new()
+        .merge(feedback::routes())
+        .merge(changes::routes())
         .route("/templates", get(templates::list))
         .route("/templates/{key}", get(templates::show))
         .route("/templates/{key}/test", post(templates::test))
@@ -105,7 +115,6 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/dead-letters", get(dead_letters::list))
         .route("/dead-letters/{id}", get(dead_letters::show))
         .route("/dead-letters/{id}/discard", post(dead_letters::discard))
-        .route("/feedback/report", get(feedback::report))
         .route("/suppressions", get(suppressions::list).post(suppressions::add))
         .route("/suppressions/export", get(suppressions::file::export))
         .route(
@@ -113,11 +122,15 @@ fn router(admin: Arc<Admin>) -> Router {
             post(suppressions::file::import).layer(DefaultBodyLimit::max(suppressions::file::IMPORT_BYTES_MAX)),
         )
         .route("/suppressions/{id}", get(suppressions::show).delete(suppressions::lift));
-    Router::new()
+    let (router, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
+        .nest("/api/v1", openapi::routes())
         .nest("/api/v1/email", api)
+        .split_for_parts();
+    router
+        .layer(Extension(Arc::new(description)))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

@@ -60,6 +60,12 @@ pub mod replay;
 /// What providers told of mails.
 pub mod feedback;
 
+/// What operators did.
+pub mod changes;
+
+/// What daemons tell each other.
+pub mod told;
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -128,6 +134,7 @@ pub struct Store {
     suppressed: suppressions::Suppressed,
     /// Rung for each receipt that this daemon keeps.
     feedback_kept: Notify,
+    told: told::Told,
 }
 
 /// Whether the store can be asked.
@@ -217,6 +224,7 @@ impl Store {
             looks: Mutex::new((0, Instant::now())),
             suppressed: suppressions::Suppressed::default(),
             feedback_kept: Notify::new(),
+            told: told::Told::default(),
         }))
     }
 

@@ -7,7 +7,44 @@ use axum::{
 };
 use serde_json::{Value, json};
 
+use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
+
 use crate::store::StoreError;
+
+/// An error answer as it is read (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ProblemDetails {
+    /// `about:blank`: the status says what kind it is.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The status in words.
+    #[schema(example = "Bad Request")]
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What is wrong, and what would be right.
+    detail: String,
+}
+
+/// What any route may answer instead.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only described")]
+pub enum Refusals {
+    /// A parameter is wrong; `detail` names it.
+    #[response(status = 400, content_type = "application/problem+json")]
+    BadRequest(ProblemDetails),
+    /// There is no token, or it is none of ADMIN_TOKENS.
+    #[response(status = 401, content_type = "application/problem+json")]
+    Unauthorized(ProblemDetails),
+    /// The token's role may not do this.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(ProblemDetails),
+    /// The database cannot answer now.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(ProblemDetails),
+}
 
 /// An error answer.
 #[derive(Debug)]
@@ -33,9 +70,8 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let title = self.status.canonical_reason().unwrap_or("Error");
-        let mut body = json!({
-            "type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail,
-        });
+        let details = ProblemDetails { kind: "about:blank", title, status: self.status.as_u16(), detail: self.detail };
+        let mut body = json!(details);
         if let Some((name, value)) = self.more {
             body[name] = value;
         }

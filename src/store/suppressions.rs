@@ -214,6 +214,11 @@ impl Store {
             ), told as (
                 insert into suppression_changes (address_hash, reason, category, change, changed_by, note)
                 select address_hash, reason, category, 'lifted', $4, $5 from lifted
+            ), logged as (
+                insert into operator_changes (changed_by, action, target, before)
+                select $4, 'suppression.lift', encode(address_hash, 'hex'), jsonb_strip_nulls(jsonb_build_object(
+                    'reason', reason, 'category', nullif(category, ''), 'source', source, 'expires_at', expires_at))
+                from lifted
             )
             select address_hash as "address_hash!", address, reason as "reason!", category as "category!",
                 source as "source!", note, expires_at, created_at as "created_at!"
@@ -268,13 +273,26 @@ async fn write(
                 created_at = least(s.created_at, excluded.created_at)
             where s.expires_at < coalesce(excluded.expires_at, 'infinity') or excluded.note <> coalesce(s.note, '')
                 or s.address is null and excluded.address is not null or excluded.created_at < s.created_at
-            returning s.address_hash, s.reason, s.category, s.note, s.xmax = 0 as is_new
+            returning s.address_hash, s.reason, s.category, s.note, s.expires_at, s.xmax = 0 as is_new
         ), told as (
             insert into suppression_changes (address_hash, reason, category, change, changed_by, note)
             select w.address_hash, w.reason, w.category, case when w.is_new then 'added' else 'changed' end, g.by, w.note
             from written w join unnest($1::bytea[], $3::text[], $4::text[], $9::text[])
                 as g (address_hash, reason, category, by)
                 on g.address_hash = w.address_hash and g.reason = w.reason and g.category = w.category
+        ), logged as (
+            -- A file is one line for each batch of it.
+            insert into operator_changes (changed_by, action, target, after)
+            select g.by, case count(*) when 1 then 'suppression.add' else 'suppression.import' end,
+                case count(*) when 1 then min(encode(w.address_hash, 'hex')) else count(*) || ' entries' end,
+                case count(*) when 1 then jsonb_strip_nulls(jsonb_build_object('reason', min(w.reason),
+                    'category', nullif(min(w.category), ''), 'expires_at', min(w.expires_at)))
+                    else jsonb_build_object('added', count(*) filter (where w.is_new),
+                        'changed', count(*) filter (where not w.is_new)) end
+            from written w join unnest($1::bytea[], $3::text[], $4::text[], $9::text[])
+                as g (address_hash, reason, category, by)
+                on g.address_hash = w.address_hash and g.reason = w.reason and g.category = w.category
+            where starts_with(g.by, 'operator:') group by g.by
         )
         select count(*) filter (where is_new) as "added!", count(*) filter (where not is_new) as "changed!" from written
         "#,

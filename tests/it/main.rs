@@ -85,6 +85,8 @@ mod events_tail;
 
 mod admin_api;
 
+mod admin_changes;
+
 mod admin_messages;
 
 mod admin_dead_letters;

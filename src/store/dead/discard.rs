@@ -42,7 +42,12 @@ impl Store {
         let discarding = sqlx::query_as!(
             Discard,
             r#"with discarded as (
-                update dead_letters set state = 'discarded' where id = $1 and state = 'waiting' returning id)
+                update dead_letters set state = 'discarded' where id = $1 and state = 'waiting' returning id, reason),
+               logged as (
+                insert into operator_changes (changed_by, action, target, before, after)
+                select left($2, 100), 'dead_letter.discard', id::text,
+                    jsonb_build_object('state', 'waiting', 'reason', reason), jsonb_build_object('state', 'discarded')
+                from discarded)
                insert into dead_letter_discards (dead_letter_id, discarded_by, note)
                select id, left($2, 100), left($3, 500) from discarded
                returning discarded_by as by, note, at"#,
