@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     email::{Lane, PerLane},
     feedback::{self, fetch::SystemResolver, front_door::FrontDoor, signers::SignersSetupError},
-    http::{self, Admin},
+    http::{self, Admin, SignInFailures},
     journal::{Journal, JournalError},
     metrics::Metrics,
     outbox::Outbox,
@@ -151,6 +151,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         mail: config.mail.clone(),
         rules: config.pipeline.clone(),
         starting: watch::Sender::new(Some("starting".to_owned())),
+        failures: SignInFailures::default(),
     });
     if let Ok(addr) = listeners.admin.local_addr() {
         tracing::info!(%addr, "admin listener");

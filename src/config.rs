@@ -342,6 +342,18 @@ pub enum Role {
     Admin,
 }
 
+impl Role {
+    /// As it stands in `ADMIN_TOKENS`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 /// How logs are written.
 #[derive(Debug, Clone)]
 pub struct LogConfig {

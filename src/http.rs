@@ -36,14 +36,18 @@ mod changes;
 /// The API's description.
 mod openapi;
 
+/// What browsers show.
+mod pages;
+
 /// The public listener.
 pub mod public;
 
 pub use feedback::report_json;
 pub use messages::{message_detail_json, message_page_json};
+pub use pages::SignInFailures;
 pub use suppressions::{suppression_change_json, suppression_json};
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Extension, Router,
@@ -92,11 +96,14 @@ pub struct Admin {
     pub rules: PipelineConfig,
     /// Why consuming has not begun yet; nothing once it has.
     pub starting: watch::Sender<Option<String>>,
+    /// Tries to sign in.
+    pub failures: SignInFailures,
 }
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
-    let served = axum::serve(listener, router(admin)).with_graceful_shutdown(stop.cancelled_owned()).await;
+    let service = router(admin).into_make_service_with_connect_info::<SocketAddr>();
+    let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!(%error, "the admin listener ended");
     }
@@ -130,6 +137,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .nest("/api/v1/email", api)
         .split_for_parts();
     router
+        .merge(pages::router())
         .layer(Extension(Arc::new(description)))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)

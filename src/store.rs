@@ -63,6 +63,9 @@ pub mod feedback;
 /// What operators did.
 pub mod changes;
 
+/// Operators who signed in.
+pub mod sessions;
+
 /// What daemons tell each other.
 pub mod told;
 

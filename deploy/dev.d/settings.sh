@@ -18,6 +18,10 @@ test_settings() {
   # For tests that need a service to go away: CONTROL service NAME stop|start|restart|alarm-on|alarm-off
   export_line TEST_SERVICE_CONTROL "$root/deploy/dev"
   export_line TEST_RABBITMQ_SERVICE "$1"
+  if has_browser; then
+    export_line TEST_CHROMEDRIVER "$(command -v chromedriver)"
+    export_line TEST_AXE "$axe_file"
+  fi
   export_line SQLX_OFFLINE true
 }
 

@@ -39,12 +39,7 @@ impl Operator {
         if self.role >= role {
             return Ok(());
         }
-        let needed = match role {
-            Role::Viewer => "viewer",
-            Role::Operator => "operator",
-            Role::Admin => "admin",
-        };
-        Err(Problem::new(StatusCode::FORBIDDEN, format!("this needs a token with the role {needed}")))
+        Err(Problem::new(StatusCode::FORBIDDEN, format!("this needs a token with the role {}", role.name())))
     }
 }
 
@@ -59,20 +54,24 @@ impl FromRequestParts<Arc<Admin>> for Operator {
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim());
-        given.and_then(|token| identify(&admin.http.tokens, token)).ok_or_else(|| {
-            Problem::new(StatusCode::UNAUTHORIZED, "send `Authorization: Bearer <token>` with one of ADMIN_TOKENS")
-        })
+        given
+            .and_then(|token| identify(&admin.http.tokens, token))
+            .map(|token| Self { name: token.name.clone(), role: token.role })
+            .ok_or_else(|| {
+                Problem::new(StatusCode::UNAUTHORIZED, "send `Authorization: Bearer <token>` with one of ADMIN_TOKENS")
+            })
     }
 }
 
-fn identify(known: &[AdminToken], given: &str) -> Option<Operator> {
+/// Whose token this is.
+pub(super) fn identify<'a>(known: &'a [AdminToken], given: &str) -> Option<&'a AdminToken> {
     // Digests have one length, so neither does the length of a token tell anything.
     let given = Sha256::digest(given);
     let mut found = None;
     for token in known {
         let expected = Sha256::digest(token.token.expose_secret());
         if bool::from(given.ct_eq(&expected)) {
-            found = Some(Operator { name: token.name.clone(), role: token.role });
+            found = Some(token);
         }
     }
     found

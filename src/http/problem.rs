@@ -60,6 +60,18 @@ impl Problem {
         Self { status, detail: detail.into(), more: None }
     }
 
+    /// The status.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Adds a member of this name, for programs (RFC 9457 §3.2).
     #[must_use]
     pub fn with(self, name: &'static str, value: Value) -> Self {

@@ -6,6 +6,9 @@
 /// The list as a file, both ways.
 pub(super) mod file;
 
+/// Adding and lifting, for the API and the pages.
+mod acts;
+
 use std::sync::Arc;
 
 use axum::{
@@ -17,10 +20,11 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub(super) use self::acts::{NewEntry, add_entry, hash_of, lift_entries};
 use super::{
     Admin,
     auth::Operator,
@@ -30,9 +34,7 @@ use super::{
 use crate::{
     config::Role,
     email::{EmailAddress, SuppressionReason},
-    store::suppressions::{
-        CATEGORY_CHARS_MAX, Cursor, NOTE_CHARS_MAX, NewSuppression, Suppression, SuppressionChange, SuppressionFilter,
-    },
+    store::suppressions::{Cursor, Suppression, SuppressionChange, SuppressionFilter},
 };
 
 /// One entry of the list. Without the right to see persons' data the address is masked and the note is left out.
@@ -133,48 +135,17 @@ pub(super) async fn show(
     Ok(Json(json!({ "items": items, "history": history })))
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct New {
-    address: String,
-    reason: Option<String>,
-    category: Option<String>,
-    note: Option<String>,
-    expires_at: Option<DateTime<Utc>>,
-}
-
 /// 201 when it is new, 200 when the address was on the list for that already.
 pub(super) async fn add(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
-    body: Result<Json<New>, JsonRejection>,
+    body: Result<Json<NewEntry>, JsonRejection>,
 ) -> Result<Response, Problem> {
     operator.needs(Role::Operator)?;
     let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let address = address(&new.address)?;
-    let reason = new.reason.as_deref().map_or(Ok(SuppressionReason::Operator), reason)?;
-    if new.expires_at.is_some_and(|at| at <= Utc::now()) {
-        return Err(bad("expires_at: it is past"));
-    }
-    let category = fitting(new.category, "category", CATEGORY_CHARS_MAX)?;
-    let entry = NewSuppression {
-        category: category.clone(),
-        note: fitting(new.note, "note", NOTE_CHARS_MAX)?,
-        expires_at: new.expires_at,
-        ..NewSuppression::new(
-            admin.store.address_hash(&address.key()),
-            Some(address.as_str().to_owned()),
-            reason,
-            operator.by(),
-        )
-    };
-    let written = admin.store.suppress_as(std::slice::from_ref(&entry), Some(&operator.by()), |_| ()).await?;
-    refresh(&admin).await;
-    tracing::info!(operator = operator.name, %reason, "an address was put on the suppression list");
-    let stands = admin.store.suppressions_of(&entry.address_hash).await?;
-    let stands = stands.iter().find(|other| other.reason == reason && other.category == category);
-    let status = if written.added == 1 { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(json!(stands.map(|entry| suppression_json(entry, true))))).into_response())
+    let (entry, is_new) = add_entry(&admin, &operator, new).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(suppression_json(&entry, true))).into_response())
 }
 
 #[derive(Debug, Deserialize)]
@@ -195,30 +166,15 @@ pub(super) async fn lift(
     operator.needs(Role::Operator)?;
     let params = query(params)?;
     let hash = hash_of(&id)?;
-    let reason = params.reason.as_deref().map(reason).transpose()?;
-    let category = fitting(params.category, "category", CATEGORY_CHARS_MAX)?;
-    let note = fitting(params.note, "note", NOTE_CHARS_MAX)?;
-    let lifted =
-        admin.store.lift_suppressions(&hash, reason, category.as_deref(), &operator.by(), note.as_deref()).await?;
-    if lifted.is_empty() {
-        return Err(unknown());
-    }
-    refresh(&admin).await;
-    tracing::info!(operator = operator.name, entries = lifted.len(), "an address was taken off the suppression list");
+    let category = params.category.filter(|category| !category.is_empty());
+    let lifted = lift_entries(&admin, &operator, &hash, params.reason.as_deref(), category, params.note).await?;
     let left = admin.store.suppressions_of(&hash).await?;
     let shown =
         |entries: &[Suppression]| -> Vec<Value> { entries.iter().map(|entry| suppression_json(entry, true)).collect() };
     Ok(Json(json!({ "lifted": shown(&lifted), "left": shown(&left) })))
 }
 
-/// The claims look into the table; only the fast lane without a database asks the copy in memory.
-async fn refresh(admin: &Admin) {
-    if let Err(error) = admin.store.load_suppressions().await {
-        tracing::warn!(%error, "could not load the suppression list; it is loaded again within half a minute");
-    }
-}
-
-fn unknown() -> Problem {
+pub(super) fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "the suppression list has no such entry")
 }
 
@@ -232,19 +188,4 @@ fn reason(name: &str) -> Result<SuppressionReason, Problem> {
         let names: Vec<_> = SuppressionReason::ALL.iter().map(|reason| reason.name()).collect();
         bad(format!("reason: it is one of {}", names.join(", ")))
     })
-}
-
-fn hash_of(id: &str) -> Result<[u8; 32], Problem> {
-    let hash = hex::decode(id).ok().and_then(|bytes| bytes.try_into().ok());
-    hash.ok_or_else(|| bad("the path ends with the `id` that the list shows: 64 hexadecimal digits"))
-}
-
-fn fitting(text: Option<String>, field: &str, chars_max: usize) -> Result<Option<String>, Problem> {
-    match text {
-        Some(text) if text.contains('\0') => Err(bad(format!("{field}: it holds a NUL character"))),
-        Some(text) if text.chars().count() > chars_max => {
-            Err(bad(format!("{field}: it is longer than {chars_max} characters")))
-        }
-        other => Ok(other.filter(|text| !text.is_empty())),
-    }
 }

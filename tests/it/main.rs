@@ -87,6 +87,10 @@ mod admin_api;
 
 mod admin_changes;
 
+mod pages_sign_in;
+
+mod browser_pages;
+
 mod admin_messages;
 
 mod admin_dead_letters;

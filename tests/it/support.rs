@@ -53,6 +53,12 @@ pub mod sns;
 /// The public listener, and the places that it may ask.
 pub mod webhook;
 
+/// A real browser.
+pub mod browser;
+
+/// The admin's pages, without a browser.
+pub mod pages;
+
 /// Waiting for something to become true.
 pub mod wait;
 

@@ -16,7 +16,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Operator, Problem, query, refresh};
+use super::{Admin, Operator, Problem, acts::refresh, query};
 use crate::{
     config::Role,
     store::{

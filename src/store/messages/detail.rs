@@ -175,7 +175,33 @@ pub enum Viewed {
     DeadLetter(Uuid),
 }
 
+/// Somebody looked at a mail.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Who: `operator:<name>`.
+    pub viewed_by: String,
+    /// `details`, `html` or `text`.
+    pub what: String,
+}
+
 impl Store {
+    /// Who looked at a mail, the latest first.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn views_of(&self, id: Uuid, limit: i64) -> Result<Vec<View>, StoreError> {
+        let reading = sqlx::query_as!(
+            View,
+            "select at, viewed_by, what from operator_views where message_id = $1 order by id desc limit $2",
+            id,
+            limit
+        )
+        .fetch_all(&self.pool);
+        within_limit(async { Ok(reading.await?) }).await
+    }
+
     /// One mail. Nothing: there is no such row.
     ///
     /// # Errors

@@ -14,6 +14,8 @@ use super::wait::until_some;
 
 /// The admin's token.
 pub const ADMIN_TOKEN: &str = "an-admin-of-these-tests";
+/// The operator's token.
+pub const OPERATOR_TOKEN: &str = "an-operator-of-these-tests";
 /// The viewer's token.
 pub const VIEWER_TOKEN: &str = "a-viewer-of-these-tests";
 /// Longest time for a daemon to stop: less than its own grace.

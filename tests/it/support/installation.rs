@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     broker::Broker,
-    daemon::{ADMIN_TOKEN, Daemon, VIEWER_TOKEN, Variables},
+    daemon::{ADMIN_TOKEN, Daemon, OPERATOR_TOKEN, VIEWER_TOKEN, Variables},
     database::{Database, HASH_KEY},
     mail::Mail,
     process::{Said, postrider},
@@ -54,7 +54,9 @@ impl Installation {
         let port = relay.port().to_string();
         let templates = requests::templates_dir();
         let ladder = LADDER_MS.map(|ms| format!("{ms}ms")).join(",");
-        let tokens = format!("test-admin:admin:{ADMIN_TOKEN},test-viewer:viewer:{VIEWER_TOKEN}");
+        let tokens = format!(
+            "test-admin:admin:{ADMIN_TOKEN},test-operator:operator:{OPERATOR_TOKEN},test-viewer:viewer:{VIEWER_TOKEN}"
+        );
         let usual = [
             ("AMQP_URL", broker.url()),
             ("DATABASE_URL", database.url()),

@@ -1,0 +1,245 @@
+//! What all pages share: the frame, and small parts.
+
+use axum::{
+    http::StatusCode,
+    response::{Html, IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use maud::{DOCTYPE, Markup, html};
+
+use super::{
+    assets,
+    session::{CSRF_FIELD, Session},
+};
+use crate::http::problem::Problem;
+
+/// Where a page belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Section {
+    Overview,
+    Messages,
+    Templates,
+    DeadLetters,
+    Replays,
+    Suppressions,
+    Feedback,
+    Changes,
+}
+
+impl Section {
+    const ALL: [Self; 8] = [
+        Self::Overview,
+        Self::Messages,
+        Self::Templates,
+        Self::DeadLetters,
+        Self::Replays,
+        Self::Suppressions,
+        Self::Feedback,
+        Self::Changes,
+    ];
+
+    /// Its name, its address, and the key that leads there after `g`.
+    const fn shown(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Overview => ("Overview", "/", "o"),
+            Self::Messages => ("Messages", "/messages", "m"),
+            Self::Templates => ("Templates", "/templates", "t"),
+            Self::DeadLetters => ("Dead letters", "/dead-letters", "d"),
+            Self::Replays => ("Replays", "/replays", "r"),
+            Self::Suppressions => ("Suppressions", "/suppressions", "s"),
+            Self::Feedback => ("Feedback", "/feedback", "f"),
+            Self::Changes => ("Changes", "/changes", "c"),
+        }
+    }
+}
+
+fn head(title: &str) -> Markup {
+    html! {
+        head {
+            meta charset="utf-8";
+            meta name="viewport" content="width=device-width, initial-scale=1";
+            meta name="color-scheme" content="light dark";
+            title { (title) " · postrider" }
+            link rel="icon" href=(assets::ICON.path());
+            link rel="stylesheet" href=(assets::STYLE.path());
+            script src=(assets::SCRIPT.path()) defer {}
+        }
+    }
+}
+
+/// A page with its navigation.
+pub(super) fn page(session: &Session, section: Section, title: &str, body: &Markup) -> Html<String> {
+    let shown = html! {
+        (DOCTYPE)
+        html lang="en" {
+            (head(title))
+            body {
+                a.skip href="#main" { "Skip to the content" }
+                header.top {
+                    a.brand href="/" { "postrider" }
+                    nav aria-label="Sections" {
+                        @for one in Section::ALL {
+                            @let (name, path, key) = one.shown();
+                            a href=(path) data-go=(key) aria-current=[(one == section).then_some("page")] { (name) }
+                        }
+                    }
+                    form.who method="post" action="/sign-out" {
+                        (csrf(session))
+                        span.muted { (session.operator.name) " (" (session.operator.role.name()) ")" }
+                        button.quiet type="submit" { "Sign out" }
+                    }
+                }
+                main #main { (body) }
+                footer.muted {
+                    p { "Times in " (session.zone.name()) }
+                    p.keys {
+                        kbd { "/" } " search; " kbd { "g" } " and a letter:"
+                        @for (name, _, key) in Section::ALL.map(Section::shown) { " " kbd { (key) } " " (name.to_lowercase()) }
+                    }
+                }
+            }
+        }
+    };
+    Html(shown.into_string())
+}
+
+/// A page of nobody's: signing in, and errors.
+pub(super) fn bare(title: &str, body: &Markup) -> Html<String> {
+    let shown = html! {
+        (DOCTYPE)
+        html lang="en" { (head(title)) body { main #main { (body) } } }
+    };
+    Html(shown.into_string())
+}
+
+/// An error, for people.
+pub(super) struct PageError(Problem);
+
+impl<T: Into<Problem>> From<T> for PageError {
+    fn from(error: T) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for PageError {
+    fn into_response(self) -> Response {
+        let (status, detail) = (self.0.status(), self.0.detail());
+        let title = status.canonical_reason().unwrap_or("Error");
+        let body = html! {
+            div.card {
+                h1 { (title) }
+                p { (detail) }
+                p { a href="/" { "To the overview" } }
+            }
+        };
+        (status, bare(title, &body)).into_response()
+    }
+}
+
+/// The field that makes a form one of this session's.
+pub(super) fn csrf(session: &Session) -> Markup {
+    html! { input type="hidden" name=(CSRF_FIELD) value=(session.csrf()); }
+}
+
+/// A moment in the operators' time.
+pub(super) fn time(at: DateTime<Utc>, zone: Tz) -> Markup {
+    let shown = at.with_timezone(&zone).format("%Y-%m-%d %H:%M:%S");
+    html! { time datetime=(at.to_rfc3339()) title=(format!("{} ({})", at.to_rfc3339(), zone.name())) { (shown) } }
+}
+
+/// A moment, if it has come.
+pub(super) fn time_or_dash(at: Option<DateTime<Utc>>, zone: Tz) -> Markup {
+    at.map_or_else(|| html! { span.muted { "–" } }, |at| time(at, zone))
+}
+
+/// A word that says how something stands, coloured by whether that is good.
+pub(super) fn badge(word: &str) -> Markup {
+    let tone = match word {
+        "sent" | "delivered" | "active" | "done" | "consuming" | "up" | "replayed" | "published" => "good",
+        "failed" | "bounced" | "complaint" | "rejected" | "lost" | "down" | "cancelled" => "bad",
+        "unknown" | "held" | "waiting" | "paused" | "deferred" | "running" | "replaying" | "sending" | "draft" => {
+            "warn"
+        }
+        _ => "plain",
+    };
+    html! { span.badge.(tone) { (word) } }
+}
+
+/// How many there are, in words.
+pub(super) fn total(total: i64, is_exact: bool, one: &str, many: &str) -> String {
+    match (total, is_exact) {
+        (1, true) => format!("1 {one}"),
+        (n, true) => format!("{} {many}", thousands(n)),
+        (n, false) => format!("more than {} {many}", thousands(n)),
+    }
+}
+
+/// A whole number with thin gaps.
+pub(super) fn thousands(n: i64) -> String {
+    let digits = n.unsigned_abs().to_string();
+    let mut out = String::from(if n < 0 { "-" } else { "" });
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push('\u{202f}');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// The way to the next page of a list: the same question, further on.
+pub(super) fn further(path: &str, asked: &[(&str, Option<&str>)], next: Option<&str>) -> Markup {
+    let Some(next) = next else { return html! {} };
+    html! { nav.pager aria-label="Pages" { a.button rel="next" href=(link(path, asked, Some(next))) { "Next page" } } }
+}
+
+/// An address with what is asked for in it.
+pub(super) fn link(path: &str, asked: &[(&str, Option<&str>)], cursor: Option<&str>) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    let given = asked.iter().filter_map(|(name, value)| Some((*name, value.filter(|value| !value.is_empty())?)));
+    query.extend_pairs(given.chain(cursor.map(|cursor| ("cursor", cursor))));
+    let query = query.finish();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
+/// A labelled choice out of a closed list; the empty one is "any".
+pub(super) fn choice(name: &str, label: &str, chosen: Option<&str>, all: &[&str]) -> Markup {
+    html! {
+        label { (label)
+            select name=(name) {
+                option value="" { "any" }
+                @for one in all { option value=(one) selected[chosen == Some(*one)] { (one) } }
+            }
+        }
+    }
+}
+
+/// A labelled field.
+pub(super) fn field(name: &str, label: &str, kind: &str, value: Option<&str>, hint: &str) -> Markup {
+    html! {
+        label { (label) input type=(kind) name=(name) value=[value] placeholder=[Some(hint).filter(|hint| !hint.is_empty())]; }
+    }
+}
+
+/// Who may not see it is told who may.
+pub(super) fn needs_operator() -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "this needs a token with the role operator")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_links_are_readable() {
+        assert_eq!(thousands(1_234_567), "1\u{202f}234\u{202f}567");
+        assert_eq!(thousands(-999), "-999");
+        assert_eq!(
+            link("/a", &[("to", Some("a+b@example.bj")), ("status", None), ("x", Some(""))], None),
+            "/a?to=a%2Bb%40example.bj"
+        );
+        assert_eq!(link("/a", &[], Some("n")), "/a?cursor=n");
+        assert_eq!(total(1, true, "mail", "mails"), "1 mail");
+    }
+}
