@@ -36,6 +36,9 @@ mod changes;
 /// The API's description.
 mod openapi;
 
+/// Closed lists of names in it.
+mod names;
+
 /// What browsers show.
 mod pages;
 
@@ -49,11 +52,7 @@ pub use suppressions::{suppression_change_json, suppression_json};
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::{
-    Extension, Router,
-    extract::DefaultBodyLimit,
-    routing::{get, post},
-};
+use axum::{Extension, Router, extract::DefaultBodyLimit, middleware::map_response};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
@@ -110,37 +109,44 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationT
 }
 
 fn router(admin: Arc<Admin>) -> Router {
-    let api = OpenApiRouter::new()
-        .merge(feedback::routes())
-        .merge(changes::routes())
-        .route("/templates", get(templates::list))
-        .route("/templates/{key}", get(templates::show))
-        .route("/templates/{key}/test", post(templates::test))
-        .route("/messages", get(messages::list))
-        .route("/messages/{id}", get(messages::show))
-        .route("/messages/{id}/body", get(messages::body))
-        .route("/dead-letters", get(dead_letters::list))
-        .route("/dead-letters/{id}", get(dead_letters::show))
-        .route("/dead-letters/{id}/discard", post(dead_letters::discard))
-        .route("/suppressions", get(suppressions::list).post(suppressions::add))
-        .route("/suppressions/export", get(suppressions::file::export))
-        .route(
-            "/suppressions/import",
-            post(suppressions::file::import).layer(DefaultBodyLimit::max(suppressions::file::IMPORT_BYTES_MAX)),
-        )
-        .route("/suppressions/{id}", get(suppressions::show).delete(suppressions::lift));
-    let (router, description) = OpenApiRouter::with_openapi(openapi::Description::openapi())
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .route("/metrics", get(health::metrics))
-        .nest("/api/v1", openapi::routes())
-        .nest("/api/v1/email", api)
-        .split_for_parts();
+    let (router, description) = described().split_for_parts();
+    let description = openapi::complete(description);
     router
+        .layer(map_response(problem::from_plain_words))
         .merge(pages::router())
         .layer(Extension(Arc::new(description)))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(admin)
+}
+
+/// All routes that the description tells of.
+fn described() -> OpenApiRouter<Arc<Admin>> {
+    let api = areas().into_iter().fold(OpenApiRouter::new(), OpenApiRouter::merge);
+    OpenApiRouter::with_openapi(openapi::Description::openapi())
+        .merge(health::routes())
+        .nest("/api/v1", openapi::routes())
+        .nest("/api/v1/email", api)
+}
+
+/// The API, area by area.
+fn areas() -> Vec<OpenApiRouter<Arc<Admin>>> {
+    vec![
+        messages::routes(),
+        dead_letters::routes(),
+        suppressions::routes(),
+        feedback::routes(),
+        OpenApiRouter::new()
+            .route("/templates", axum::routing::get(templates::list))
+            .route("/templates/{key}", axum::routing::get(templates::show))
+            .route("/templates/{key}/test", axum::routing::post(templates::test)),
+        changes::routes(),
+    ]
+}
+
+/// The API's description (OpenAPI 3.1), as `/api/v1/openapi.json` has it.
+#[must_use]
+pub fn description() -> utoipa::openapi::OpenApi {
+    openapi::complete(described().into_openapi())
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Session, one_line, or_dash, table};
 use crate::{
@@ -170,7 +170,7 @@ async fn list(context: &Session, args: ListArgs) -> anyhow::Result<ExitCode> {
     let page = store.suppressions(&filter).await?;
     let next = page.next.as_ref().map(Cursor::to_text);
     if context.is_json {
-        let items: Vec<Value> = page.items.iter().map(|entry| suppression_json(entry, true)).collect();
+        let items: Vec<_> = page.items.iter().map(|entry| suppression_json(entry, true)).collect();
         Session::print_json(&json!({
             "items": items, "total": page.total, "total_is_exact": page.total_is_exact, "next": next,
         }))?;
@@ -193,8 +193,8 @@ async fn show(context: &Session, address: &str) -> anyhow::Result<ExitCode> {
     let entries = store.suppressions_of(&hash).await?;
     let changes = store.suppression_changes(&hash).await?;
     if context.is_json {
-        let items: Vec<Value> = entries.iter().map(|entry| suppression_json(entry, true)).collect();
-        let history: Vec<Value> = changes.iter().map(suppression_change_json).collect();
+        let items: Vec<_> = entries.iter().map(|entry| suppression_json(entry, true)).collect();
+        let history: Vec<_> = changes.iter().map(|change| suppression_change_json(change, true)).collect();
         Session::print_json(&json!({ "items": items, "history": history }))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -258,9 +258,8 @@ async fn remove(context: &Session, args: RemoveArgs) -> anyhow::Result<ExitCode>
     let lifted = store.lift_suppressions(&hash, reason, args.category.as_deref(), &by, args.note.as_deref()).await?;
     let left = store.suppressions_of(&hash).await?;
     if context.is_json {
-        let shown = |entries: &[Suppression]| -> Vec<Value> {
-            entries.iter().map(|entry| suppression_json(entry, true)).collect()
-        };
+        let shown =
+            |entries: &[Suppression]| -> Vec<_> { entries.iter().map(|entry| suppression_json(entry, true)).collect() };
         Session::print_json(&json!({ "lifted": shown(&lifted), "left": shown(&left) }))?;
     } else if lifted.is_empty() {
         outln!("Nothing to lift: the address is not on the suppression list, or not for that.");

@@ -16,7 +16,7 @@ use super::{
     Admin,
     auth::Operator,
     params,
-    problem::{Problem, Refusals},
+    problem::{Problem, ReadRefusals},
 };
 use crate::store::changes::{ChangeFilter, ChangeLine};
 
@@ -29,22 +29,25 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
 #[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
     /// Name of the token that did it
-    #[param(max_length = 100)]
+    #[param(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$", example = "alice")]
     by: Option<String>,
     /// An action such as `template.activate`, or a family of them such as `template`
-    #[param(max_length = 100)]
+    #[param(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$", example = "suppression")]
     action: Option<String>,
     /// A key or an id
-    #[param(max_length = 100)]
+    #[param(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$")]
     target: Option<String>,
-    /// At or after this time (RFC 3339), or the first moment of this day in UTC
+    /// At or after this time (RFC 3339), or the first moment of this day in UTC; from 1970 to 2999
+    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
     since: Option<String>,
     /// Before this time
+    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
     until: Option<String>,
     /// Items of a page
     #[param(minimum = 1, maximum = 500, default = 50)]
     limit: Option<i64>,
     /// The `next` of an earlier answer
+    #[param(pattern = "^[0-9]{1,18}$", example = "7")]
     cursor: Option<String>,
 }
 
@@ -68,8 +71,8 @@ impl ListParams {
 
 /// Changes, newest first.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Page {
-    items: Vec<Line>,
+pub(super) struct ChangeList {
+    items: Vec<ChangeItem>,
     /// How many match in all, up to 10,000
     total: i64,
     /// Whether `total` is all of them
@@ -80,7 +83,7 @@ pub(super) struct Page {
 
 /// Something that an operator did.
 #[derive(Debug, Serialize, ToSchema)]
-struct Line {
+struct ChangeItem {
     id: i64,
     at: DateTime<Utc>,
     /// `operator:<name of the token>`
@@ -97,7 +100,7 @@ struct Line {
     after: Option<Value>,
 }
 
-impl From<ChangeLine> for Line {
+impl From<ChangeLine> for ChangeItem {
     fn from(line: ChangeLine) -> Self {
         let ChangeLine { id, at, changed_by, action, target, before, after } = line;
         Self { id, at, changed_by, action, target, before, after }
@@ -107,18 +110,18 @@ impl From<ChangeLine> for Line {
 /// What operators did, newest first
 #[utoipa::path(
     get, path = "/changes", tag = "changes", operation_id = "list_changes", params(ListParams),
-    responses((status = 200, description = "A page of the change log", body = Page), Refusals)
+    responses((status = 200, description = "A page of the change log", body = ChangeList), ReadRefusals)
 )]
 pub(super) async fn list(
     State(admin): State<Arc<Admin>>,
     _operator: Operator,
     params: Result<Query<ListParams>, QueryRejection>,
-) -> Result<Json<Page>, Problem> {
+) -> Result<Json<ChangeList>, Problem> {
     let page = admin.store.changes(&params::query(params)?.filter()?).await?;
-    Ok(Json(Page {
+    Ok(Json(ChangeList {
         total: page.total,
         total_is_exact: page.total_is_exact,
         next: page.next.map(|id| id.to_string()),
-        items: page.items.into_iter().map(Line::from).collect(),
+        items: page.items.into_iter().map(ChangeItem::from).collect(),
     }))
 }

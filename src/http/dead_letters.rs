@@ -15,12 +15,20 @@ use axum::{
     },
     http::StatusCode,
 };
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
 
-use self::json::discard_json;
+use self::json::{DeadLetterDetails, DeadLetterList, DiscardItem, discard_json};
 pub(crate) use self::json::{content, dead_letter_json, dead_page_json, listed, words};
-use super::{Admin, auth::Operator, params, problem::Problem};
+use super::{
+    Admin,
+    auth::Operator,
+    names::{LetterStateName, ReasonName},
+    params,
+    problem::{BodyRefusals, Missing, Problem, ProblemDetails, ReadRefusals, Refusals},
+};
 use crate::{
     config::Role,
     email::Reason,
@@ -31,25 +39,58 @@ use crate::{
     },
 };
 
-#[derive(Debug, Deserialize)]
+pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(show)).routes(routes!(discard))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
+    /// Why it failed
+    #[param(inline, value_type = Option<ReasonName>)]
     reason: Option<String>,
+    /// A template's key
+    #[param(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$", example = "rma_confirmation")]
     template: Option<String>,
+    /// Who asked for it
+    #[param(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$", example = "billing")]
     source: Option<String>,
+    /// A recipient that did not get it
+    #[param(format = Email, example = "someone@example.org")]
     to: Option<String>,
+    /// Failed at or after this time (RFC 3339), or the first moment of this day in UTC; from 1970 to 2999
+    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
     since: Option<String>,
+    /// Failed before this time
+    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
     until: Option<String>,
+    /// What became of it
+    #[param(inline, value_type = Option<LetterStateName>)]
     state: Option<String>,
+    /// Items of a page
+    #[param(minimum = 1, maximum = 500, default = 50)]
     limit: Option<i64>,
+    /// The `next` of an earlier answer
+    #[param(
+        pattern = "^[0-9]{1,16}\\.[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+        example = "1764000000123456.00000000-0000-0000-0000-000000000007"
+    )]
     cursor: Option<String>,
 }
 
+/// What failed for good, newest first
+///
+/// A page looks at no more than 50,000 letters from where it begins; `searched_since` says how far back it came.
+#[utoipa::path(
+    get, path = "/dead-letters", tag = "dead letters", operation_id = "list_dead_letters", params(ListParams),
+    responses((status = 200, description = "A page of dead letters", body = DeadLetterList), ReadRefusals)
+)]
 pub(super) async fn list(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     params: Result<Query<ListParams>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<DeadLetterList>, Problem> {
     let given = params::query(params)?;
     let reasons = Reason::ALL.iter().map(|reason| reason.name());
     let states = LetterState::ALL.iter().map(|state| state.name());
@@ -69,12 +110,19 @@ pub(super) async fn list(
     Ok(Json(dead_page_json(&page, operator.needs(Role::Operator).is_ok())))
 }
 
-/// By the letter's id, or by its request's: then the newest of it.
+/// One dead letter with its headers, its history and its content
+///
+/// Who looks at it with an operator's token is noted.
+#[utoipa::path(
+    get, path = "/dead-letters/{id}", tag = "dead letters", operation_id = "show_dead_letter",
+    params(("id" = Uuid, Path, description = "The letter's id, or its request's: then the newest of it")),
+    responses((status = 200, description = "The letter", body = DeadLetterDetails), ReadRefusals, Missing)
+)]
 pub(super) async fn show(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<DeadLetterDetails>, Problem> {
     let id = params::uuid("id", &id)?;
     let letter = admin.store.dead_letter(id).await?.ok_or_else(unknown)?;
     let personal = operator.needs(Role::Operator).is_ok();
@@ -84,22 +132,53 @@ pub(super) async fn show(
     Ok(Json(dead_letter_json(&letter, personal)))
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// Why a letter is discarded.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = DiscardReason)]
 pub(super) struct Why {
+    /// For whoever looks at it later
+    #[schema(max_length = 500, pattern = "^[^\\x00]*$", example = "the customer has left")]
     note: Option<String>,
 }
 
-/// 200 whether it is discarded now or was before; 409 when it is on its way again.
+/// A letter that is discarded.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DiscardedLetter)]
+pub(super) struct DiscardedLetter {
+    id: Uuid,
+    #[schema(value_type = LetterStateName)]
+    state: &'static str,
+    /// Whether it was discarded now, and not before
+    is_new: bool,
+    discard: Option<DiscardItem>,
+}
+
+/// Discard a letter: it is never replayed
+///
+/// Once is enough: it stays as the first one said. Needs the role operator.
+#[utoipa::path(
+    post, path = "/dead-letters/{id}/discard", tag = "dead letters", operation_id = "discard_dead_letter",
+    params(("id" = Uuid, Path, description = "The letter's id")),
+    request_body = Option<Why>,
+    responses(
+        (status = 200, description = "It is discarded, now or before", body = DiscardedLetter),
+        (
+            status = 409, description = "It was replayed, or is on its way: there is nothing left to discard",
+            body = ProblemDetails, content_type = "application/problem+json"
+        ),
+        Refusals, Missing, BodyRefusals
+    )
+)]
 pub(super) async fn discard(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(id): Path<String>,
     body: Result<Option<Json<Why>>, JsonRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<DiscardedLetter>, Problem> {
     operator.needs(Role::Operator)?;
     let id = params::uuid("id", &id)?;
-    let body = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let body = body.map_err(params::unreadable)?;
     let note = body.map(|Json(why)| why).unwrap_or_default().note.filter(|note| !note.is_empty());
     if note.as_deref().is_some_and(|note| note.contains('\0') || note.chars().count() > NOTE_CHARS_MAX) {
         return Err(params::bad(format!("note: at most {NOTE_CHARS_MAX} characters, none of them NUL")));
@@ -118,12 +197,12 @@ pub(super) async fn discard(
     if is_new {
         tracing::info!(operator = operator.name, letter = %id, "a dead letter was discarded");
     }
-    Ok(Json(json!({
-        "id": id,
-        "state": LetterState::Discarded.name(),
-        "is_new": is_new,
-        "discard": discard.as_ref().map(|discard| discard_json(discard, true)),
-    })))
+    Ok(Json(DiscardedLetter {
+        id,
+        state: LetterState::Discarded.name(),
+        is_new,
+        discard: discard.as_ref().map(|discard| discard_json(discard, true)),
+    }))
 }
 
 fn unknown() -> Problem {

@@ -16,7 +16,7 @@ use super::{
     Admin,
     auth::Operator,
     params,
-    problem::{Problem, Refusals},
+    problem::{Problem, ReadRefusals},
 };
 use crate::store::feedback::report::FeedbackReport;
 
@@ -47,7 +47,7 @@ pub(super) struct Params {
 /// Accepted by the relay but silent, and events for nobody
 #[utoipa::path(
     get, path = "/feedback/report", tag = "feedback", operation_id = "feedback_report", params(Params),
-    responses((status = 200, description = "The report", body = Report), Refusals)
+    responses((status = 200, description = "The report", body = Report), ReadRefusals)
 )]
 pub(super) async fn report(
     State(admin): State<Arc<Admin>>,

@@ -8,9 +8,15 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::{Value, json};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Admin, problem::Problem};
+use super::{
+    Admin,
+    problem::{Problem, ProblemDetails},
+};
 use crate::{
     broker::{ConsumerState, link::LinkState},
     email::Lane,
@@ -18,40 +24,82 @@ use crate::{
     store::StoreHealth,
 };
 
+pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new().routes(routes!(livez)).routes(routes!(readyz)).routes(routes!(metrics))
+}
+
+/// The process answers
+#[utoipa::path(
+    get, path = "/livez", tag = "health", operation_id = "livez", security(()),
+    responses((status = 200, description = "It is alive", body = String, content_type = "text/plain"))
+)]
 pub(super) async fn livez() -> &'static str {
     "alive\n"
 }
 
-/// 200 when nothing is known to stand in a mail's way, else 503; each reason by name, and how each relay fares. A relay is
-/// known by its last use; one that works is enough, and one that is paced works.
-pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+/// Whether a mail can go the whole way, as far as is known.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Readiness {
+    ready: bool,
+    /// What stands in a mail's way
+    reasons: Vec<String>,
+    /// In order of preference
+    relays: Vec<RelayItem>,
+}
+
+/// How a relay fares, by its last use.
+#[derive(Debug, Serialize, ToSchema)]
+struct RelayItem {
+    name: String,
+    /// `untried`, `up`, `paced` (it throttles, and works), `down` or `on_trial`
+    #[schema(example = "up")]
+    state: &'static str,
+    /// What is wrong, by name; null while it can be used
+    #[schema(example = "refused")]
+    fault: Option<&'static str>,
+    /// The same in words
+    error: Option<String>,
+    /// Since when
+    since: Option<DateTime<Utc>>,
+    /// When it is probed next
+    retry_at: Option<DateTime<Utc>>,
+    /// How many it gets at most, because it throttled; null: as many as there are
+    mails_per_second: Option<f64>,
+}
+
+/// Whether a mail can go the whole way, or why not
+///
+/// One relay that works is enough, and one that is paced works.
+#[utoipa::path(
+    get, path = "/readyz", tag = "health", operation_id = "readyz", security(()),
+    responses(
+        (status = 200, description = "Nothing is known to stand in a mail's way", body = Readiness),
+        (status = 503, description = "Something does", body = Readiness)
+    )
+)]
+pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, Json<Readiness>) {
     let relays = admin.relays.health();
     let reasons = reasons(&admin, &relays);
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let relays: Vec<Value> = relays.iter().map(relay_json).collect();
-    (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "relays": relays }))).into_response()
+    let relays = relays.iter().map(relay_item).collect();
+    (status, Json(Readiness { ready: reasons.is_empty(), reasons, relays }))
 }
 
-fn relay_json(relay: &RelayHealth) -> Value {
-    let mut shown = json!({ "name": relay.name, "state": relay.state_name() });
-    match &relay.state {
-        RelayState::Untried | RelayState::Up => {}
-        RelayState::Down { error, since, retry_at } => {
-            shown["fault"] = json!(error.fault.name());
-            shown["error"] = json!(error.to_string());
-            shown["since"] = json!(since);
-            shown["retry_at"] = json!(retry_at);
-        }
-        RelayState::OnTrial { error, since } => {
-            shown["fault"] = json!(error.fault.name());
-            shown["error"] = json!(error.to_string());
-            shown["since"] = json!(since);
-        }
+fn relay_item(relay: &RelayHealth) -> RelayItem {
+    let (error, since, retry_at) = match &relay.state {
+        RelayState::Untried | RelayState::Up => (None, None, None),
+        RelayState::Down { error, since, retry_at } => (Some(error), Some(*since), Some(*retry_at)),
+        RelayState::OnTrial { error, since } => (Some(error), Some(*since), None),
+    };
+    RelayItem {
+        name: relay.name.clone(),
+        state: relay.state_name(),
+        fault: error.map(|error| error.fault.name()),
+        error: error.map(ToString::to_string),
+        since,
+        retry_at,
+        mails_per_second: relay.mails_per_second.map(|pace| (pace * 100.0).round() / 100.0),
     }
-    if let Some(mails_per_second) = relay.mails_per_second {
-        shown["mails_per_second"] = json!((mails_per_second * 100.0).round() / 100.0);
-    }
-    shown
 }
 
 fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
@@ -92,6 +140,17 @@ fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
     reasons
 }
 
+/// Figures in Prometheus' text format
+#[utoipa::path(
+    get, path = "/metrics", tag = "health", operation_id = "metrics", security(()),
+    responses(
+        (status = 200, description = "The figures", body = String, content_type = "text/plain"),
+        (
+            status = 500, description = "They cannot be told",
+            body = ProblemDetails, content_type = "application/problem+json"
+        )
+    )
+)]
 pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Result<Response, Problem> {
     let text =
         admin.metrics.render().map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;

@@ -1,7 +1,10 @@
 //! Parameters that several routes take: each fault is told with the parameter's name.
 
 use axum::{
-    extract::{Query, rejection::QueryRejection},
+    extract::{
+        Query,
+        rejection::{JsonRejection, QueryRejection},
+    },
     http::StatusCode,
 };
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
@@ -24,6 +27,12 @@ pub(super) fn bad(detail: impl Into<String>) -> Problem {
 
 pub(super) fn query<T>(params: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
     params.map(|Query(params)| params).map_err(|error| bad(error.body_text()))
+}
+
+/// A body that is no JSON, or of another shape, or too large.
+#[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
+pub(super) fn unreadable(error: JsonRejection) -> Problem {
+    Problem::new(error.status(), error.body_text())
 }
 
 pub(super) fn limit(given: Option<i64>) -> Result<i64, Problem> {

@@ -2,21 +2,25 @@
 
 use axum::{
     Json,
+    body::to_bytes,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::{Value, json};
-
 use serde::Serialize;
+use serde_json::{Value, json};
 use utoipa::{IntoResponses, ToSchema};
 
 use crate::store::StoreError;
+
+/// Words of a library's own refusal that are passed on.
+const WORDS_BYTES_MAX: usize = 4096;
 
 /// An error answer as it is read (RFC 9457).
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ProblemDetails {
     /// `about:blank`: the status says what kind it is.
     #[serde(rename = "type")]
+    #[schema(example = "about:blank")]
     kind: &'static str,
     /// The status in words.
     #[schema(example = "Bad Request")]
@@ -28,7 +32,7 @@ pub struct ProblemDetails {
     detail: String,
 }
 
-/// What any route may answer instead.
+/// What a route that asks for a role may answer instead.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "only described")]
 pub enum Refusals {
@@ -36,7 +40,7 @@ pub enum Refusals {
     #[response(status = 400, content_type = "application/problem+json")]
     BadRequest(ProblemDetails),
     /// There is no token, or it is none of ADMIN_TOKENS.
-    #[response(status = 401, content_type = "application/problem+json")]
+    #[response(status = 401, content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
     Unauthorized(ProblemDetails),
     /// The token's role may not do this.
     #[response(status = 403, content_type = "application/problem+json")]
@@ -44,6 +48,56 @@ pub enum Refusals {
     /// The database cannot answer now.
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(ProblemDetails),
+}
+
+/// What a route that every token may use may answer instead.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only described")]
+pub enum ReadRefusals {
+    /// A parameter is wrong; `detail` names it.
+    #[response(status = 400, content_type = "application/problem+json")]
+    BadRequest(ProblemDetails),
+    /// There is no token, or it is none of ADMIN_TOKENS.
+    #[response(status = 401, content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
+    Unauthorized(ProblemDetails),
+    /// The database cannot answer now.
+    #[response(status = 503, content_type = "application/problem+json")]
+    Unavailable(ProblemDetails),
+}
+
+/// What a route that asks for nothing but a token may answer instead.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only described")]
+#[response(
+    status = 401,
+    description = "There is no token, or it is none of ADMIN_TOKENS.",
+    content_type = "application/problem+json",
+    headers(("WWW-Authenticate" = String, description = "`Bearer`"))
+)]
+pub struct Unauthorized(ProblemDetails);
+
+/// What a route for one thing may answer besides.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only described")]
+pub enum Missing {
+    /// There is no such thing.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(ProblemDetails),
+}
+
+/// What a route that takes JSON may answer besides.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "only described")]
+pub enum BodyRefusals {
+    /// The body is larger than is taken.
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(ProblemDetails),
+    /// The body is not sent as `application/json`.
+    #[response(status = 415, content_type = "application/problem+json")]
+    MediaType(ProblemDetails),
+    /// The body is JSON, but not of this shape; `detail` names the member.
+    #[response(status = 422, content_type = "application/problem+json")]
+    Unprocessable(ProblemDetails),
 }
 
 /// An error answer.
@@ -102,6 +156,23 @@ impl From<StoreError> for Problem {
         tracing::warn!(%error, "an admin request could not be answered");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the database cannot answer now; try again")
     }
+}
+
+/// Makes a problem of what is refused in plain words, as axum does when a request does not even reach its route.
+pub(super) async fn from_plain_words(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    let is_plain = kind.is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !is_plain || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (head, body) = response.into_parts();
+    let words = to_bytes(body, WORDS_BYTES_MAX).await.unwrap_or_default();
+    let mut problem = Problem::new(status, String::from_utf8_lossy(&words)).into_response();
+    if let Some(allowed) = head.headers.get(header::ALLOW) {
+        problem.headers_mut().insert(header::ALLOW, allowed.clone());
+    }
+    problem
 }
 
 /// No such route.

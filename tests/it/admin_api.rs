@@ -1,10 +1,11 @@
 //! What the admin API shows, to whom, and what it refuses.
 
 use reqwest::{Method, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::{
     daemon::{ADMIN_TOKEN, VIEWER_TOKEN},
+    description::{Answer, ask},
     installation::Installation,
     requests::{templates, ticket},
 };
@@ -12,11 +13,10 @@ use crate::support::{
 const EMAIL: &str = "/api/v1/email";
 
 /// A problem's status and words.
-async fn problem(answer: reqwest::Response) -> (StatusCode, String) {
-    let status = answer.status();
-    let content_type = answer.headers()[header::CONTENT_TYPE].to_str().expect("text").to_owned();
-    assert_eq!(content_type, "application/problem+json", "{status}");
-    let body: Value = answer.json().await.expect("JSON");
+fn problem(answer: &Answer) -> (StatusCode, String) {
+    let status = answer.status;
+    assert_eq!(answer.content_type(), "application/problem+json", "{status}");
+    let body = answer.json();
     assert_eq!(body["status"], status.as_u16(), "{body}");
     assert!(body["title"].is_string(), "{body}");
     (status, body["detail"].as_str().expect("a detail").to_owned())
@@ -34,16 +34,16 @@ async fn whoever_has_no_token_sees_nothing_but_health() {
             http.get(&url).bearer_auth(""),
             http.get(&url).basic_auth("test-admin", Some(ADMIN_TOKEN)),
         ] {
-            let answer = request.send().await.expect("an answer");
-            assert_eq!(answer.headers()[header::WWW_AUTHENTICATE], "Bearer");
-            let (status, detail) = problem(answer).await;
+            let answer = ask(request).await;
+            assert_eq!(answer.headers[header::WWW_AUTHENTICATE], "Bearer");
+            let (status, detail) = problem(&answer);
             assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
             assert!(detail.contains("Bearer"), "{detail}");
         }
     }
     for path in ["/livez", "/readyz", "/metrics"] {
-        let answer = http.get(post.daemon().url(path)).send().await.expect("an answer");
-        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        let answer = ask(http.get(post.daemon().url(path))).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
     }
     post.finish().await;
 }
@@ -54,10 +54,10 @@ async fn nothing_sends_a_mail_around_the_broker() {
     let http = reqwest::Client::new();
     let body = json!({ "to": "a@example.bj", "template_key": "rma_confirmation", "variables": {} });
     let sent = http.post(post.daemon().url(&format!("{EMAIL}/send"))).bearer_auth(ADMIN_TOKEN).json(&body);
-    assert_eq!(problem(sent.send().await.expect("an answer")).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(problem(&ask(sent).await).0, StatusCode::NOT_FOUND);
     let url = post.daemon().url(&format!("{EMAIL}/messages"));
     let posted = http.request(Method::POST, url).bearer_auth(ADMIN_TOKEN).json(&body);
-    assert_eq!(problem(posted.send().await.expect("an answer")).await.0, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(problem(&ask(posted).await).0, StatusCode::METHOD_NOT_ALLOWED);
     post.finish().await;
 }
 
@@ -144,8 +144,7 @@ async fn a_list_of_mails_is_bounded_and_shows_persons_to_those_who_may_see_them(
         ("too=a@example.bj", "too"),
     ] {
         let url = daemon.url(&format!("{EMAIL}/messages?{query}"));
-        let answer = http.get(url).bearer_auth(ADMIN_TOKEN).send().await.expect("an answer");
-        let (status, detail) = problem(answer).await;
+        let (status, detail) = problem(&ask(http.get(url).bearer_auth(ADMIN_TOKEN)).await);
         assert_eq!(status, StatusCode::BAD_REQUEST, "{query}");
         assert!(detail.contains(word), "{query}: {detail}");
     }

@@ -1,7 +1,7 @@
 //! The change log: who did what, by whichever way, and nothing of a person in it.
 
 use postrider::store::told::{Topic, tell};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -33,9 +33,8 @@ async fn who_changed_the_suppression_list_is_told_without_a_person() {
     let (_, again) = daemon.post(&list, ADMIN_TOKEN, &new).await;
     assert_eq!(again["id"], item["id"]);
     let id = item["id"].as_str().expect("an id");
-    let url = daemon.url(&format!("{list}/{id}"));
-    let lifted = reqwest::Client::new().delete(url).bearer_auth(ADMIN_TOKEN).send().await.expect("an answer");
-    assert_eq!(lifted.status(), StatusCode::OK);
+    let lifted = daemon.ask(Method::DELETE, &format!("{list}/{id}"), ADMIN_TOKEN, |request| request).await;
+    assert_eq!(lifted.status, StatusCode::OK);
 
     let page = changes(daemon, "").await;
     assert_eq!(actions(&page), ["suppression.lift", "suppression.add"], "the second time changed nothing: {page}");

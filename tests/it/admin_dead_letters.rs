@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::support::{
     daemon::{ADMIN_TOKEN, VIEWER_TOKEN},
+    description::ask,
     installation::Installation,
     relay::{Act, Rule},
     requests::{id, invoice, ticket},
@@ -190,16 +191,15 @@ async fn what_is_asked_wrongly_is_told_by_its_name_and_nothing_is_told_without_a
     ] {
         let url = post.daemon().url(&format!("{LIST}{path}"));
         let request = || body.as_ref().map_or_else(|| http.get(&url), |body| http.post(&url).json(body));
-        assert_eq!(request().send().await.expect("an answer").status(), StatusCode::UNAUTHORIZED, "{path}");
-        let answer = request().bearer_auth(ADMIN_TOKEN).send().await.expect("an answer");
-        assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/problem+json", "{path}");
-        let said: Value = answer.json().await.expect("JSON");
+        assert_eq!(ask(request()).await.status, StatusCode::UNAUTHORIZED, "{path}");
+        let answer = ask(request().bearer_auth(ADMIN_TOKEN)).await;
+        assert_eq!(answer.headers[header::CONTENT_TYPE], "application/problem+json", "{path}");
+        let said = answer.json();
         assert_eq!(said["status"], status, "{path}: {said}");
         assert!(said["detail"].as_str().is_some_and(|detail| detail.contains(word)), "{path}: {said}");
     }
     // Without a word why is a way to discard too.
     let url = post.daemon().url(&format!("{LIST}/{letter}/discard"));
-    let answer = http.post(url).bearer_auth(ADMIN_TOKEN).send().await.expect("an answer");
-    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(ask(http.post(url).bearer_auth(ADMIN_TOKEN)).await.status, StatusCode::OK);
     post.finish().await;
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     daemon::{ADMIN_TOKEN, VIEWER_TOKEN},
+    description::ask,
     installation::Installation,
     requests::{attach, invoice, pdf, set},
 };
@@ -170,10 +171,10 @@ async fn one_mail_is_told_whole_to_an_operator_who_is_noted_and_without_its_pers
     let http = reqwest::Client::new();
     for (part, words) in [("html", "<html"), ("text", "Analytical Engines")] {
         let url = post.daemon().url(&format!("{path}/body?part={part}"));
-        let answer = http.get(url).bearer_auth(ADMIN_TOKEN).send().await.expect("an answer");
-        assert_eq!(answer.headers()[header::CONTENT_TYPE], "text/plain; charset=utf-8", "no browser runs it");
-        assert_eq!(answer.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
-        let text = answer.text().await.expect("text");
+        let answer = ask(http.get(url).bearer_auth(ADMIN_TOKEN)).await;
+        assert_eq!(answer.headers[header::CONTENT_TYPE], "text/plain; charset=utf-8", "no browser runs it");
+        assert_eq!(answer.headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+        let text = answer.text();
         assert!(text.contains(words), "{part}: {text}");
     }
     let said = post.run(&["messages", "show", &row.id.to_string(), "--by", "grace"]).await;
@@ -225,16 +226,15 @@ async fn what_is_asked_wrongly_is_told_by_its_name_and_nothing_is_told_without_a
         (format!("/{nobody}/body?part=all"), 400, "part: it is one of html, text"),
     ] {
         let url = post.daemon().url(&format!("{LIST}{path}"));
-        let answer = http.get(&url).send().await.expect("an answer");
-        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
-        let answer = http.get(&url).bearer_auth(ADMIN_TOKEN).send().await.expect("an answer");
-        assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/problem+json", "{path}");
-        let said: Value = answer.json().await.expect("JSON");
+        assert_eq!(ask(http.get(&url)).await.status, StatusCode::UNAUTHORIZED, "{path}");
+        let answer = ask(http.get(&url).bearer_auth(ADMIN_TOKEN)).await;
+        assert_eq!(answer.headers[header::CONTENT_TYPE], "application/problem+json", "{path}");
+        let said = answer.json();
         assert_eq!(said["status"], status, "{path}: {said}");
         assert!(said["detail"].as_str().is_some_and(|detail| detail.contains(word)), "{path}: {said}");
     }
     let url = post.daemon().url(&format!("{LIST}/{nobody}"));
-    let answer = http.request(Method::DELETE, url).bearer_auth(ADMIN_TOKEN).send().await.expect("an answer");
-    assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let answer = ask(http.request(Method::DELETE, url).bearer_auth(ADMIN_TOKEN)).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
     post.finish().await;
 }

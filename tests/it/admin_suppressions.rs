@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     daemon::{ADMIN_TOKEN, VIEWER_TOKEN},
+    description,
     installation::Installation,
     requests::ticket,
 };
@@ -16,8 +17,8 @@ fn ask(post: &Installation, method: Method, path: &str, token: &str) -> RequestB
 }
 
 async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
-    let answer = request.send().await.expect("an answer");
-    (answer.status(), answer.json().await.expect("JSON"))
+    let answer = description::ask(request).await;
+    (answer.status, answer.json())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,9 +151,9 @@ async fn a_file_goes_in_and_out_and_one_that_is_not_sound_or_too_large_is_told()
     let (_, said) = answer(import("", file)).await;
     assert_eq!((&said["added"], &said["imported"]), (&json!(2500), &json!(true)), "{said}");
 
-    let answered = ask(&post, Method::GET, "/export", ADMIN_TOKEN).send().await.expect("an answer");
-    assert!(answered.headers()["content-type"].to_str().is_ok_and(|kind| kind.starts_with("text/csv")));
-    let out = answered.text().await.expect("text");
+    let answered = description::ask(ask(&post, Method::GET, "/export", ADMIN_TOKEN)).await;
+    assert_eq!(answered.content_type(), "text/csv");
+    let out = answered.text();
     assert_eq!(out.lines().count(), 2501);
     assert!(out.starts_with("address,reason,category,source,note,expires_at,created_at,address_hash\r\n"));
     assert!(out.contains("n7@example.bj,operator,,import:test-admin,'=note 7,,"), "the note is no formula");

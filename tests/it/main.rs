@@ -83,6 +83,8 @@ mod events_not_lost;
 
 mod events_tail;
 
+mod api_description;
+
 mod admin_api;
 
 mod admin_changes;

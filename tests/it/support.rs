@@ -23,6 +23,9 @@ pub mod audit;
 /// Somebody who listens to events.
 pub mod events;
 
+/// What the API's description says of an answer.
+pub mod description;
+
 /// The daemon in this process.
 pub mod daemon;
 

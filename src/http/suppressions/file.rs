@@ -6,32 +6,52 @@ use axum::{
     Json,
     body::{Body, Bytes},
     extract::{
-        Query, State,
+        DefaultBodyLimit, Query, State,
         rejection::{BytesRejection, QueryRejection},
     },
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
+<<<<<<< HEAD
 use super::{Admin, Operator, Problem, acts::refresh, query};
+=======
+use super::{Admin, Operator, Problem, ProblemDetails, Refusals, query, refresh};
+>>>>>>> 526360d (Describe every route of the API, and judge every answer by it)
 use crate::{
     config::Role,
     store::{
         Store,
-        suppressions::{BATCH, Suppression},
+        suppressions::{BATCH, Suppression, Written},
     },
     suppression_file::{self, Contents, Reading},
 };
 
 /// Largest file that is taken: some two hundred thousand entries. The command line takes more.
-pub(in crate::http) const IMPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
+const IMPORT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Faults that an answer tells.
 const FAULTS_TOLD: usize = 100;
 
-pub(in crate::http) async fn export(State(admin): State<Arc<Admin>>, operator: Operator) -> Result<Response, Problem> {
+pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new().routes(routes!(export)).routes(routes!(import).layer(DefaultBodyLimit::max(IMPORT_BYTES_MAX)))
+}
+
+/// The whole list as CSV
+///
+/// Needs the role operator.
+#[utoipa::path(
+    get, path = "/suppressions/export", tag = "suppressions", operation_id = "export_suppressions",
+    responses((status = 200, description = "The file", body = String, content_type = "text/csv"), Refusals)
+)]
+pub(super) async fn export(State(admin): State<Arc<Admin>>, operator: Operator) -> Result<Response, Problem> {
     operator.needs(Role::Operator)?;
     // The first page before the answer begins, so that a database that is away is a 503 and no half file.
     let first = page(&admin.store, None).await?;
@@ -61,23 +81,95 @@ async fn page(store: &Store, after: Option<&Suppression>) -> Result<Vec<Suppress
     Ok(store.suppressions_after(after, limit).await?)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
-pub(in crate::http) struct ImportParams {
+#[into_params(parameter_in = Query)]
+pub(super) struct ImportParams {
+    /// Only say what would be wrong
     #[serde(default)]
     dry_run: bool,
+    /// Import the other lines even if some are not sound
     #[serde(default)]
     skip_bad: bool,
 }
 
-/// 422 with all faults, and nothing written, if there is one.
-pub(in crate::http) async fn import(
+/// What became of a file.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SuppressionImport {
+    /// New entries
+    added: usize,
+    /// Renewed, prolonged, or with another note
+    changed: usize,
+    /// As they were
+    unchanged: usize,
+    /// Lines that are sound
+    entries: usize,
+    /// Lines that are not
+    skipped: usize,
+    /// False for a dry run
+    imported: bool,
+    /// The first hundred
+    faults: Vec<ImportFault>,
+}
+
+/// What is wrong with a line of a file, without what stands there.
+#[derive(Debug, Serialize, ToSchema)]
+struct ImportFault {
+    /// From 1
+    line: u64,
+    /// The column; null: all of the line
+    #[schema(example = "address")]
+    field: Option<String>,
+    /// What is wrong
+    problem: String,
+}
+
+/// Why nothing of a file was imported.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "only described")]
+struct SuppressionImportProblem {
+    #[schema(inline)]
+    #[serde(flatten)]
+    problem: ProblemDetails,
+    /// The first hundred
+    faults: Vec<ImportFault>,
+}
+
+/// Read a CSV file into the list
+///
+/// What stands there already is renewed or prolonged, never shortened. Needs the role operator.
+#[utoipa::path(
+    post, path = "/suppressions/import", tag = "suppressions", operation_id = "import_suppressions", params(ImportParams),
+    request_body(
+        content = String, content_type = "text/csv",
+        description = "The first line names the columns: address and, if wanted, reason, category, source, note, \
+                       expires_at, created_at, address_hash",
+        example = "address,reason\nsomeone@example.org,operator\n"
+    ),
+    responses(
+        (status = 200, description = "What was imported", body = SuppressionImport),
+        (
+            status = 413, description = "The file is larger than 16 MiB",
+            body = ProblemDetails, content_type = "application/problem+json"
+        ),
+        (
+            status = 415, description = "It is not sent as `text/csv`",
+            body = ProblemDetails, content_type = "application/problem+json"
+        ),
+        (
+            status = 422, description = "Lines are not sound, and nothing was imported",
+            body = SuppressionImportProblem, content_type = "application/problem+json"
+        ),
+        Refusals
+    )
+)]
+pub(super) async fn import(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     params: Result<Query<ImportParams>, QueryRejection>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<SuppressionImport>, Problem> {
     operator.needs(Role::Operator)?;
     let params = query(params)?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -103,18 +195,21 @@ pub(in crate::http) async fn import(
     if !contents.faults.is_empty() && !params.skip_bad {
         return Err(refused(&contents));
     }
-    let mut counts = json!({ "added": 0, "changed": 0, "unchanged": 0 });
+    let mut written = Written::default();
     if !params.dry_run {
-        let written = admin.store.suppress_as(&contents.entries, Some(&operator.by()), |_| ()).await?;
+        written = admin.store.suppress_as(&contents.entries, Some(&operator.by()), |_| ()).await?;
         refresh(&admin).await;
         tracing::info!(operator = operator.name, entries = contents.entries.len(), "a suppression list was imported");
-        counts = json!({ "added": written.added, "changed": written.changed, "unchanged": written.unchanged });
     }
-    counts["entries"] = json!(contents.entries.len());
-    counts["skipped"] = json!(contents.faults.len());
-    counts["imported"] = json!(!params.dry_run);
-    counts["faults"] = faults(&contents);
-    Ok(Json(counts))
+    Ok(Json(SuppressionImport {
+        added: written.added,
+        changed: written.changed,
+        unchanged: written.unchanged,
+        entries: contents.entries.len(),
+        skipped: contents.faults.len(),
+        imported: !params.dry_run,
+        faults: faults(&contents),
+    }))
 }
 
 fn refused(contents: &Contents) -> Problem {
@@ -123,10 +218,15 @@ fn refused(contents: &Contents) -> Problem {
         "nothing was imported: {} lines are not sound, the first: {first} (skip_bad=true imports the others)",
         contents.faults.len()
     );
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).with("faults", faults(contents))
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail).with("faults", json!(faults(contents)))
 }
 
-fn faults(contents: &Contents) -> Value {
+fn faults(contents: &Contents) -> Vec<ImportFault> {
     let told = contents.faults.iter().take(FAULTS_TOLD);
-    told.map(|fault| json!({ "line": fault.line, "field": fault.field, "problem": fault.problem })).collect()
+    told.map(|fault| ImportFault {
+        line: fault.line,
+        field: fault.field.map(str::to_owned),
+        problem: fault.problem.to_string(),
+    })
+    .collect()
 }

@@ -148,6 +148,9 @@ pub enum BodyPart {
 }
 
 impl BodyPart {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Html, Self::Text];
+
     /// As in the database and in URLs.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -160,7 +163,7 @@ impl BodyPart {
     /// The part of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Html, Self::Text].into_iter().find(|part| part.name() == name)
+        Self::ALL.into_iter().find(|part| part.name() == name)
     }
 }
 

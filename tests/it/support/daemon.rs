@@ -5,12 +5,15 @@ use postrider::{
     config::{Environment, LogConfig, LogFormat, Settings},
     telemetry,
 };
-use reqwest::StatusCode;
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::wait::until_some;
+use super::{
+    description::{Answer, ask, try_ask},
+    wait::until_some,
+};
 
 /// The admin's token.
 pub const ADMIN_TOKEN: &str = "an-admin-of-these-tests";
@@ -88,8 +91,8 @@ impl Daemon {
 
     /// What `/readyz` says.
     pub async fn readiness(&self) -> (StatusCode, Value) {
-        match self.http.get(self.url("/readyz")).send().await {
-            Ok(answer) => (answer.status(), answer.json().await.unwrap_or_default()),
+        match try_ask(self.http.get(self.url("/readyz"))).await {
+            Ok(answer) => (answer.status, answer.json()),
             Err(error) => (StatusCode::BAD_GATEWAY, Value::String(error.to_string())),
         }
     }
@@ -112,15 +115,25 @@ impl Daemon {
 
     /// Asks with a token.
     pub async fn get(&self, path: &str, token: &str) -> (StatusCode, Value) {
-        let answer = self.http.get(self.url(path)).bearer_auth(token).send().await.expect("an answer");
-        (answer.status(), answer.json().await.expect("JSON"))
+        let answer = self.ask(Method::GET, path, token, |request| request).await;
+        (answer.status, answer.json())
     }
 
     /// Sends a body with a token.
     pub async fn post(&self, path: &str, token: &str, body: &Value) -> (StatusCode, Value) {
-        let request = self.http.post(self.url(path)).bearer_auth(token).json(body);
-        let answer = request.send().await.expect("an answer");
-        (answer.status(), answer.json().await.expect("JSON"))
+        let answer = self.ask(Method::POST, path, token, |request| request.json(body)).await;
+        (answer.status, answer.json())
+    }
+
+    /// Asks in any way, with a token; the answer must be one that the API's description tells of.
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        token: &str,
+        with: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Answer {
+        ask(with(self.http.request(method, self.url(path)).bearer_auth(token))).await
     }
 
     /// One figure of `/metrics`: the sum over all series of this name whose labels hold all of these.

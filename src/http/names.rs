@@ -1,0 +1,88 @@
+//! Closed lists of names, as the API's description shows them. The vocabulary they come from knows nothing of descriptions.
+
+use std::borrow::Cow;
+
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, schema::Type},
+};
+
+use crate::{
+    email::{Lane, Priority, Reason, Status, SuppressionReason},
+    store::{messages::detail::BodyPart, replay::LetterState},
+};
+
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident, $description:literal, $names:expr) => {
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                ObjectBuilder::new().schema_type(Type::String).description(Some($description)).enum_values(Some($names)).into()
+            }
+        }
+
+        impl ToSchema for $name {
+            fn name() -> Cow<'static, str> {
+                Cow::Borrowed(stringify!($name))
+            }
+        }
+    };
+}
+
+named!(
+    /// Names of [`Status`].
+    StatusName,
+    "Where a mail stands",
+    Status::ALL.iter().map(|status| status.name())
+);
+
+named!(
+    /// Names of [`Reason`].
+    ReasonName,
+    "Why a mail failed for good",
+    Reason::ALL.iter().map(|reason| reason.name())
+);
+
+named!(
+    /// Names of [`SuppressionReason`].
+    SuppressionReasonName,
+    "Why an address gets no mail: `complaint` and `hard_bounce` stop every mail, the others only marketing",
+    SuppressionReason::ALL.iter().map(|reason| reason.name())
+);
+
+named!(
+    /// Names of [`LetterState`].
+    LetterStateName,
+    "What became of a dead letter",
+    LetterState::ALL.iter().map(|state| state.name())
+);
+
+named!(
+    /// Names of [`Lane`].
+    LaneName,
+    "Where a mail travels",
+    Lane::ALL.iter().map(|lane| lane.name())
+);
+
+named!(
+    /// Names of [`Priority`].
+    PriorityName,
+    "How urgent a request is: P0 is an incident, P3 can wait",
+    Priority::ALL.iter().map(ToString::to_string)
+);
+
+named!(
+    /// Names of [`BodyPart`].
+    BodyPartName,
+    "A part of a mail",
+    BodyPart::ALL.iter().map(|part| part.name())
+);
+
+named!(
+    /// How a mail came back.
+    BounceType,
+    "How a mail came back",
+    ["permanent", "temporary"]
+);
