@@ -39,7 +39,8 @@ daemon_settings() {
   export_line WEBHOOK_ADDR "127.0.0.1:$(port webhook)"
   # For curl; the daemon itself knows the list only.
   export_line DEV_TOKEN "$(secret admin-token 24)"
-  export_line ADMIN_TOKENS "dev:admin:$(secret admin-token 24)"
+  export_line ADMIN_TOKENS "$(printf 'dev:admin:%s,dev-operator:operator:%s,dev-viewer:viewer:%s' \
+    "$(secret admin-token 24)" "$(secret operator-token 24)" "$(secret viewer-token 24)")"
   export_line EMAIL_HASH_KEY "$(secret hash-key 32)"
   export_line EMAIL_TEMPLATES_DIR "$root/templates"
   export_line EMAIL_SUPPORT_EMAIL support@rgz.bj

@@ -73,6 +73,7 @@ pub(super) struct ListParams {
     limit: Option<i64>,
     /// The `next` of an earlier answer
     #[param(
+        format = "dead-letter-cursor",
         pattern = "^[0-9]{1,16}\\.[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
         example = "1764000000123456.00000000-0000-0000-0000-000000000007"
     )]

@@ -234,6 +234,7 @@ pub(super) async fn add(
 pub(super) struct EntryPath {
     /// The `id` that the list shows: no path holds an address
     #[param(
+        format = "suppression-id",
         min_length = 64,
         max_length = 64,
         pattern = "^[0-9a-fA-F]{64}$",
