@@ -4,7 +4,7 @@
 //! Invariant: whoever changed something is in the history, and this daemon's copy in memory is fresh before it answers.
 
 /// The list as a file, both ways.
-pub(super) mod file;
+mod file;
 
 /// Adding and lifting, for the API and the pages.
 mod acts;
@@ -19,16 +19,10 @@ use axum::{
     },
     http::StatusCode,
 };
-<<<<<<< HEAD
-use chrono::Utc;
-use serde::Deserialize;
-use serde_json::{Value, json};
-=======
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
->>>>>>> 526360d (Describe every route of the API, and judge every answer by it)
 
 pub(super) use self::acts::{NewEntry, add_entry, hash_of, lift_entries};
 use super::{
@@ -216,19 +210,6 @@ pub(super) async fn show(
     Ok(Json(SuppressionDetails { items: shown(&entries, personal), history }))
 }
 
-<<<<<<< HEAD
-/// 201 when it is new, 200 when the address was on the list for that already.
-pub(super) async fn add(
-    State(admin): State<Arc<Admin>>,
-    operator: Operator,
-    body: Result<Json<NewEntry>, JsonRejection>,
-) -> Result<Response, Problem> {
-    operator.needs(Role::Operator)?;
-    let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let (entry, is_new) = add_entry(&admin, &operator, new).await?;
-    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(suppression_json(&entry, true))).into_response())
-=======
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
 pub(super) struct EntryPath {
@@ -243,31 +224,11 @@ pub(super) struct EntryPath {
     id: String,
 }
 
-/// An address that shall get no mail.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = NewSuppression)]
-pub(super) struct New {
-    #[schema(format = Email, example = "someone@example.org")]
-    address: String,
-    /// `operator` unless it is said
-    #[schema(value_type = Option<SuppressionReasonName>)]
-    reason: Option<String>,
-    /// What was unsubscribed from
-    #[schema(max_length = 50, pattern = "^[^\\x00]*$")]
-    category: Option<String>,
-    /// For whoever looks at it later
-    #[schema(max_length = 500, pattern = "^[^\\x00]*$", example = "asked by telephone")]
-    note: Option<String>,
-    /// Until when, in the future; for ever unless it is said
-    expires_at: Option<DateTime<Utc>>,
-}
-
 /// Put an address on the list
 ///
 /// What stands there already is renewed or prolonged, never shortened. Needs the role operator.
 #[utoipa::path(
-    post, path = "/suppressions", tag = "suppressions", operation_id = "add_suppression", request_body = New,
+    post, path = "/suppressions", tag = "suppressions", operation_id = "add_suppression", request_body = NewEntry,
     responses(
         (status = 201, description = "It is on the list now", body = SuppressionItem),
         (status = 200, description = "It was on the list for that already; this is how it stands", body = SuppressionItem),
@@ -281,36 +242,13 @@ pub(super) struct New {
 pub(super) async fn add(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
-    body: Result<Json<New>, JsonRejection>,
+    body: Result<Json<NewEntry>, JsonRejection>,
 ) -> Result<(StatusCode, Json<SuppressionItem>), Problem> {
     operator.needs(Role::Operator)?;
     let Json(new) = body.map_err(params::unreadable)?;
-    let address = EmailAddress::parse(&new.address).map_err(|error| bad(format!("address: {error}")))?;
-    let reason = new.reason.as_deref().map_or(Ok(SuppressionReason::Operator), reason)?;
-    if new.expires_at.is_some_and(|at| at <= Utc::now()) {
-        return Err(bad("expires_at: it is past"));
-    }
-    let category = fitting(new.category, "category", CATEGORY_CHARS_MAX)?;
-    let entry = NewSuppression {
-        category: category.clone(),
-        note: fitting(new.note, "note", NOTE_CHARS_MAX)?,
-        expires_at: new.expires_at,
-        ..NewSuppression::new(
-            admin.store.address_hash(&address.key()),
-            Some(address.as_str().to_owned()),
-            reason,
-            operator.by(),
-        )
-    };
-    let written = admin.store.suppress_as(std::slice::from_ref(&entry), Some(&operator.by()), |_| ()).await?;
-    refresh(&admin).await;
-    tracing::info!(operator = operator.name, %reason, "an address was put on the suppression list");
-    let stands = admin.store.suppressions_of(&entry.address_hash).await?;
-    let stands = stands.iter().find(|other| other.reason == reason && other.category == category);
-    let stands = stands.ok_or_else(|| Problem::new(StatusCode::CONFLICT, "somebody took it off the list meanwhile"))?;
-    let status = if written.added == 1 { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(suppression_json(stands, true))))
->>>>>>> 526360d (Describe every route of the API, and judge every answer by it)
+    let (entry, is_new) = add_entry(&admin, &operator, new).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(suppression_json(&entry, true))))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -367,6 +305,10 @@ fn shown(entries: &[Suppression], personal: bool) -> Vec<SuppressionItem> {
 
 pub(super) fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "the suppression list has no such entry")
+}
+
+fn address(text: &str) -> Result<EmailAddress, Problem> {
+    EmailAddress::parse(text).map_err(|error| bad(format!("address: {error}")))
 }
 
 fn reason(name: &str) -> Result<SuppressionReason, Problem> {

@@ -1,31 +1,42 @@
 //! Adding and lifting entries, for the API and the pages alike.
 
+use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::{address, reason, unknown};
 use crate::{
     config::Role,
     email::SuppressionReason,
-    http::{Admin, auth::Operator, params::bad, problem::Problem},
+    http::{Admin, auth::Operator, names::SuppressionReasonName, params::bad, problem::Problem},
     store::suppressions::{CATEGORY_CHARS_MAX, NOTE_CHARS_MAX, NewSuppression, Suppression},
 };
 
-/// An entry that an operator wants.
-#[derive(Debug, Default, Deserialize)]
+/// An address that shall get no mail.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewSuppression)]
 pub(in crate::http) struct NewEntry {
+    #[schema(format = Email, example = "someone@example.org")]
     pub(in crate::http) address: String,
+    /// `operator` unless it is said
+    #[schema(value_type = Option<SuppressionReasonName>)]
     pub(in crate::http) reason: Option<String>,
+    /// What was unsubscribed from
+    #[schema(max_length = 50, pattern = "^[^\\x00]*$")]
     pub(in crate::http) category: Option<String>,
+    /// For whoever looks at it later
+    #[schema(max_length = 500, pattern = "^[^\\x00]*$", example = "asked by telephone")]
     pub(in crate::http) note: Option<String>,
+    /// Until when, in the future; for ever unless it is said
     pub(in crate::http) expires_at: Option<DateTime<Utc>>,
 }
 
 /// Adds an entry; answers it as it stands, and whether it is new.
 ///
 /// # Errors
-/// 403 for viewers, 400 naming the field that is wrong, 503.
+/// 403 for viewers, 400 naming the field that is wrong, 409 when it was lifted at the same moment, 503.
 pub(in crate::http) async fn add_entry(
     admin: &Admin,
     operator: &Operator,
@@ -54,7 +65,8 @@ pub(in crate::http) async fn add_entry(
     tracing::info!(operator = operator.name, %reason, "an address was put on the suppression list");
     let stands = admin.store.suppressions_of(&entry.address_hash).await?;
     let stands = stands.into_iter().find(|other| other.reason == reason && other.category == entry.category);
-    Ok((stands.ok_or_else(unknown)?, written.added == 1))
+    let stands = stands.ok_or_else(|| Problem::new(StatusCode::CONFLICT, "somebody took it off the list meanwhile"))?;
+    Ok((stands, written.added == 1))
 }
 
 /// Lifts the entries of an address; answers what was lifted. An empty category means the entries that have none.

@@ -21,11 +21,7 @@ use utoipa_axum::{
     routes,
 };
 
-<<<<<<< HEAD
-use super::{Admin, Operator, Problem, acts::refresh, query};
-=======
-use super::{Admin, Operator, Problem, ProblemDetails, Refusals, query, refresh};
->>>>>>> 526360d (Describe every route of the API, and judge every answer by it)
+use super::{Admin, Operator, Problem, ProblemDetails, Refusals, acts::refresh, query};
 use crate::{
     config::Role,
     store::{
