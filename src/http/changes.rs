@@ -15,6 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Admin,
     auth::Operator,
+    names::Moment,
     params,
     problem::{Problem, ReadRefusals},
 };
@@ -38,10 +39,10 @@ pub(super) struct ListParams {
     #[param(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$")]
     target: Option<String>,
     /// At or after this time (RFC 3339), or the first moment of this day in UTC; from 1970 to 2999
-    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
+    #[param(inline, value_type = Option<Moment>)]
     since: Option<String>,
     /// Before this time
-    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
+    #[param(inline, value_type = Option<Moment>)]
     until: Option<String>,
     /// Items of a page
     #[param(minimum = 1, maximum = 500, default = 50)]

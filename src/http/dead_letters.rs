@@ -25,7 +25,7 @@ pub(crate) use self::json::{content, dead_letter_json, dead_page_json, listed, w
 use super::{
     Admin,
     auth::Operator,
-    names::{LetterStateName, ReasonName},
+    names::{LetterStateName, Moment, ReasonName},
     params,
     problem::{BodyRefusals, Missing, Problem, ProblemDetails, ReadRefusals, Refusals},
 };
@@ -60,10 +60,10 @@ pub(super) struct ListParams {
     #[param(format = Email, example = "someone@example.org")]
     to: Option<String>,
     /// Failed at or after this time (RFC 3339), or the first moment of this day in UTC; from 1970 to 2999
-    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
+    #[param(inline, value_type = Option<Moment>)]
     since: Option<String>,
     /// Failed before this time
-    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
+    #[param(inline, value_type = Option<Moment>)]
     until: Option<String>,
     /// What became of it
     #[param(inline, value_type = Option<LetterStateName>)]
@@ -175,12 +175,12 @@ pub(super) async fn discard(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(id): Path<String>,
-    body: Result<Option<Json<Why>>, JsonRejection>,
+    body: Result<Option<Json<Option<Why>>>, JsonRejection>,
 ) -> Result<Json<DiscardedLetter>, Problem> {
     operator.needs(Role::Operator)?;
     let id = params::uuid("id", &id)?;
     let body = body.map_err(params::unreadable)?;
-    let note = body.map(|Json(why)| why).unwrap_or_default().note.filter(|note| !note.is_empty());
+    let note = body.and_then(|Json(why)| why).unwrap_or_default().note.filter(|note| !note.is_empty());
     if note.as_deref().is_some_and(|note| note.contains('\0') || note.chars().count() > NOTE_CHARS_MAX) {
         return Err(params::bad(format!("note: at most {NOTE_CHARS_MAX} characters, none of them NUL")));
     }

@@ -23,7 +23,7 @@ pub use self::json::{message_detail_json, message_page_json};
 use super::{
     Admin,
     auth::Operator,
-    names::{BodyPartName, StatusName},
+    names::{BodyPartName, Moment, StatusName},
     params,
     problem::{Missing, Problem, ReadRefusals, Refusals},
 };
@@ -60,10 +60,10 @@ pub(super) struct ListParams {
     #[param(value_type = Option<Uuid>)]
     request_id: Option<String>,
     /// Published at or after this time (RFC 3339), or the first moment of this day in UTC; from 1970 to 2999
-    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
+    #[param(inline, value_type = Option<Moment>)]
     since: Option<String>,
     /// Published before this time
-    #[param(format = "date-or-time", pattern = "^\\d{4}-\\d{2}-\\d{2}([Tt ]\\d{2}:\\d{2}:\\d{2}.*)?$")]
+    #[param(inline, value_type = Option<Moment>)]
     until: Option<String>,
     /// Items of a page
     #[param(minimum = 1, maximum = 500, default = 50)]

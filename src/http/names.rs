@@ -1,10 +1,11 @@
-//! Closed lists of names, as the API's description shows them. The vocabulary they come from knows nothing of descriptions.
+//! Closed lists of names, and times, as the API's description shows them. The vocabulary they come from knows nothing of
+//! descriptions.
 
 use std::borrow::Cow;
 
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, schema::Type},
+    openapi::{ObjectBuilder, RefOr, Schema, SchemaFormat, schema::Type},
 };
 
 use crate::{
@@ -86,3 +87,21 @@ named!(
     "How a mail came back",
     ["permanent", "temporary"]
 );
+
+/// What `params::time` takes.
+pub(super) struct Moment;
+
+impl PartialSchema for Moment {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::Custom("date-or-time".to_owned())))
+            .pattern(Some(
+                r"^(19[7-9]\d|2\d{3})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d))?$",
+            ))
+            .examples(["2026-11-24", "2026-11-24T18:00:00Z"])
+            .into()
+    }
+}
+
+impl ToSchema for Moment {}

@@ -149,7 +149,10 @@ pub(super) struct ListParams {
     #[param(minimum = 1, maximum = 500, default = 50)]
     limit: Option<i64>,
     /// The `next` of an earlier answer
-    #[param(format = "suppression-cursor", pattern = "^[A-Za-z0-9_-]+$")]
+    #[param(
+        format = "suppression-cursor",
+        example = "MTc2NDAwMDAwMDEyMzQ1Ni8wMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA3L2NvbXBsYWludC8"
+    )]
     cursor: Option<String>,
 }
 

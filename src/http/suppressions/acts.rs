@@ -30,6 +30,7 @@ pub(in crate::http) struct NewEntry {
     #[schema(max_length = 500, pattern = "^[^\\x00]*$", example = "asked by telephone")]
     pub(in crate::http) note: Option<String>,
     /// Until when, in the future; for ever unless it is said
+    #[schema(example = "2126-11-24T18:00:00Z")]
     pub(in crate::http) expires_at: Option<DateTime<Utc>>,
 }
 
