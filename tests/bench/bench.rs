@@ -27,6 +27,8 @@ mod quiet;
 
 mod growth;
 
+mod lookup;
+
 mod run;
 
 mod stats;
@@ -127,7 +129,7 @@ async fn measure(args: &Args, services: &Services) -> anyhow::Result<Report> {
         ..Report::default()
     };
     let filled = filled_audit(stage, &mut report).await;
-    let (contests, absent) = rows::contests(args, services, filled);
+    let (contests, absent) = rows::contests(args, services, filled.clone());
     report.absent.extend(absent);
     let mut sizes = Sizes::default();
     for contest in contests {
@@ -139,6 +141,9 @@ async fn measure(args: &Args, services: &Services) -> anyhow::Result<Report> {
     figures(stage, &mut report, Name::Feedback, feedback::measure(stage)).await;
     figures(stage, &mut report, Name::Start, quiet::measure_start(stage)).await;
     figures(stage, &mut report, Name::Idle, quiet::measure_idle(stage)).await;
+    if let Some(filled) = filled {
+        figures(stage, &mut report, Name::Growth, lookup::measure(stage, filled)).await;
+    }
     report.verdicts = targets::verdicts(&report, args);
     Ok(report)
 }

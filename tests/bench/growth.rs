@@ -129,7 +129,7 @@ async fn take_off(database: &PgPool) -> anyhow::Result<(Vec<String>, Vec<String>
 }
 
 /// Ids look random, as those of producers do, and are the same for the same number in every table.
-fn request_id() -> &'static str {
+pub(crate) fn request_id() -> &'static str {
     "md5('request' || n)::uuid"
 }
 

@@ -5,6 +5,9 @@ use super::{args::Args, relay::Route, requests::Content, services::Site};
 /// The folder of the benchmark's own templates.
 const TEMPLATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/templates");
 
+/// `EMAIL_HASH_KEY` of every daemon.
+pub(crate) const HASH_KEY: &str = "only for the benchmark's own databases";
+
 /// Kind of the lane queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Queue {
@@ -119,7 +122,7 @@ pub(crate) fn daemon_settings(
         ("SMTP_PORT", &route.port().to_string()),
         ("SMTP_FROM_EMAIL", "noreply@bench.example"),
         ("SMTP_FROM_NAME", "Banc d’essai"),
-        ("EMAIL_HASH_KEY", "only for the benchmark's own databases"),
+        ("EMAIL_HASH_KEY", HASH_KEY),
         ("EMAIL_TEMPLATES_DIR", TEMPLATES),
         // Nobody asks it anything; any free port will do.
         ("ADMIN_ADDR", "127.0.0.1:0"),

@@ -200,6 +200,17 @@ pub(crate) fn verdicts(report: &Report, args: &Args) -> Vec<Verdict> {
                 rate("growth"),
             ),
         ),
+        (
+            Name::Growth,
+            Verdict::new(
+                &format!("messages by recipient at {} rows", rows::with_spaces(args.audit_rows)),
+                Side::AtMost,
+                20.0,
+                "ms",
+                0,
+                report.figure("lookup"),
+            ),
+        ),
         (Name::Idle, Verdict::new("idle daemon", Side::AtMost, 0.5, "% of a core", 1, report.figure("idle"))),
     ];
     all.retain(|(row, _)| rows::is_wanted(args, *row));
