@@ -26,7 +26,7 @@ use super::{
     Admin,
     auth::Operator,
     names::{LetterStateName, Moment, ReasonName},
-    params,
+    params::{self, Members},
     problem::{BodyRefusals, Missing, Problem, ProblemDetails, ReadRefusals, Refusals},
 };
 use crate::{
@@ -175,12 +175,13 @@ pub(super) async fn discard(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(id): Path<String>,
-    body: Result<Option<Json<Option<Why>>>, JsonRejection>,
+    body: Result<Option<Json<Option<Members<Why>>>>, JsonRejection>,
 ) -> Result<Json<DiscardedLetter>, Problem> {
     operator.needs(Role::Operator)?;
     let id = params::uuid("id", &id)?;
     let body = body.map_err(params::unreadable)?;
-    let note = body.and_then(|Json(why)| why).unwrap_or_default().note.filter(|note| !note.is_empty());
+    let note =
+        body.and_then(|Json(why)| why).map(|Members(why)| why).unwrap_or_default().note.filter(|note| !note.is_empty());
     if note.as_deref().is_some_and(|note| note.contains('\0') || note.chars().count() > NOTE_CHARS_MAX) {
         return Err(params::bad(format!("note: at most {NOTE_CHARS_MAX} characters, none of them NUL")));
     }

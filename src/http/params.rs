@@ -8,6 +8,11 @@ use axum::{
     http::StatusCode,
 };
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, DeserializeOwned},
+};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{Admin, problem::Problem};
@@ -27,6 +32,16 @@ pub(super) fn bad(detail: impl Into<String>) -> Problem {
 
 pub(super) fn query<T>(params: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
     params.map(|Query(params)| params).map_err(|error| bad(error.body_text()))
+}
+
+/// An object, and only that: serde would read its members out of a list as well.
+pub(super) struct Members<T>(pub(super) T);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Members<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let members = Map::deserialize(deserializer)?;
+        serde_json::from_value(Value::Object(members)).map(Self).map_err(de::Error::custom)
+    }
 }
 
 /// A body that is no JSON, or of another shape, or too large.

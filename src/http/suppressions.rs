@@ -30,7 +30,7 @@ use super::{
     auth::Operator,
     messages::address_for,
     names::SuppressionReasonName,
-    params::{self, bad, query},
+    params::{self, Members, bad, query},
     problem::{BodyRefusals, Missing, Problem, ProblemDetails, ReadRefusals, Refusals},
 };
 use crate::{
@@ -245,10 +245,10 @@ pub(super) struct EntryPath {
 pub(super) async fn add(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
-    body: Result<Json<NewEntry>, JsonRejection>,
+    body: Result<Json<Members<NewEntry>>, JsonRejection>,
 ) -> Result<(StatusCode, Json<SuppressionItem>), Problem> {
     operator.needs(Role::Operator)?;
-    let Json(new) = body.map_err(params::unreadable)?;
+    let Json(Members(new)) = body.map_err(params::unreadable)?;
     let (entry, is_new) = add_entry(&admin, &operator, new).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(suppression_json(&entry, true))))

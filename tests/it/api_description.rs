@@ -154,6 +154,7 @@ async fn the_daemon_hands_it_out_and_refuses_whatever_is_not_in_it_with_a_proble
         (send(Method::POST, list).body("{}"), 415),
         (json("{"), 400),
         (json("[]"), 422),
+        (json(r#"["someone@example.org", null, null, null, null]"#), 422),
         (json(&format!("{{\"address\": \"{}\"}}", "x".repeat(1024 * 1024))), 413),
     ] {
         // Whether the answer is a problem, and has Allow, is looked at there.
