@@ -46,6 +46,7 @@ pub use feedback::report_json;
 pub use messages::{message_detail_json, message_page_json};
 pub use pages::SignInFailures;
 pub use suppressions::{suppression_change_json, suppression_json};
+pub use templates::{difference_json, saved_json, switch_json, version_list_json, whole_version_json};
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -113,9 +114,7 @@ fn router(admin: Arc<Admin>) -> Router {
     let api = OpenApiRouter::new()
         .merge(feedback::routes())
         .merge(changes::routes())
-        .route("/templates", get(templates::list))
-        .route("/templates/{key}", get(templates::show))
-        .route("/templates/{key}/test", post(templates::test))
+        .merge(templates::routes())
         .route("/messages", get(messages::list))
         .route("/messages/{id}", get(messages::show))
         .route("/messages/{id}/body", get(messages::body))

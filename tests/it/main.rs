@@ -95,6 +95,10 @@ mod admin_messages;
 
 mod admin_dead_letters;
 
+mod admin_templates;
+
+mod templates_live;
+
 mod command_line;
 
 mod broker_fixed_version;
