@@ -10,7 +10,7 @@ mod change;
 mod history;
 
 /// Trying a template out.
-mod trial;
+pub(super) mod trial;
 
 use std::sync::Arc;
 
@@ -236,16 +236,16 @@ pub(super) async fn show(
 
 /// Something that stands against a version.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub(super) struct FindingItem {
+pub(in crate::http) struct FindingItem {
     /// `fault`: it cannot be saved; `risk`: requests as they are sent now would fail, it becomes active only when that is
     /// accepted; `remark`: worth a look
     #[schema(value_type = String, example = "risk")]
     severity: Severity,
     /// The file: `manifest.toml`, `subject.hbs`, `html.hbs`, `text.hbs`, `sample.json` or a partial
-    part: String,
+    pub(in crate::http) part: String,
     /// Counted from 1; null: it is about the file as a whole
-    line: Option<usize>,
-    words: String,
+    pub(in crate::http) line: Option<usize>,
+    pub(in crate::http) words: String,
 }
 
 fn findings_json(findings: Vec<Finding>) -> Vec<FindingItem> {
@@ -289,12 +289,12 @@ fn unusable(stored: &StoredVersion, words: &str) -> Problem {
     VersionError::Unusable { key: stored.key.clone(), version: stored.version, words: words.to_owned() }.into()
 }
 
-fn unknown() -> Problem {
+pub(super) fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "there is no such template")
 }
 
 /// Something that could be a key: the database takes no other.
-fn key_of(key: String) -> Result<String, Problem> {
+pub(super) fn key_of(key: String) -> Result<String, Problem> {
     if crate::templates::is_key(&key) { Ok(key) } else { Err(unknown()) }
 }
 
@@ -304,7 +304,7 @@ async fn base(admin: &Admin, key: &str, version: Option<i32>) -> Result<Option<T
 }
 
 /// What was changed here is in use here before the answer; the other daemons are told.
-async fn use_it_here(admin: &Admin) {
+pub(super) async fn use_it_here(admin: &Admin) {
     if let Err(error) = reload::refresh(&admin.store, &admin.catalogue, admin.rules.tries_default).await {
         tracing::debug!(%error, "the change is in use a moment later");
     }

@@ -99,6 +99,8 @@ mod admin_templates;
 
 mod templates_live;
 
+mod pages_templates;
+
 mod command_line;
 
 mod broker_fixed_version;

@@ -216,7 +216,7 @@ pub(in crate::http) struct Tested {
     text: String,
     sent: bool,
     /// The request that was published; null: none was
-    request_id: Option<Uuid>,
+    pub(in crate::http) request_id: Option<Uuid>,
 }
 
 /// Render a saved version, and send it if asked to
