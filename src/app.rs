@@ -167,13 +167,15 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         tasks.spawn(http::public::serve(listener, Arc::new(door), end.clone()));
     }
 
-    let Some(generation) = prepare(&config, &store, &catalogue, &admin.starting, &stop).await? else {
+    if !prepare(&config, &store, &catalogue, &admin.starting, &stop).await? {
         return Ok(ExitCode::SUCCESS);
-    };
+    }
     tasks.spawn(Arc::clone(&store).keep_lease(end.clone()));
     tasks.spawn(Arc::clone(&store).listen(end.clone()));
     let tries_default = config.pipeline.tries_default;
-    tasks.spawn(reload::follow(Arc::clone(&store), Arc::clone(&catalogue), tries_default, generation, end.clone()));
+    let following =
+        reload::follow(Arc::clone(&store), Arc::clone(&catalogue), tries_default, reload::POLL, end.clone());
+    tasks.spawn(following);
 
     // Opened before it is needed: the first retry should not wait for it.
     let opening = Arc::clone(&publish_link);
@@ -344,18 +346,18 @@ fn words_of(ended: Result<(), JoinError>) -> String {
     }
 }
 
-/// Waits for the database, checks it, and loads the templates. Nothing: the daemon was told to stop meanwhile.
+/// Waits for the database, checks it, and loads the templates. False: the daemon was told to stop meanwhile.
 async fn prepare(
     config: &Config,
     store: &Arc<Store>,
     catalogue: &Catalogue,
     starting: &watch::Sender<Option<String>>,
     stop: &CancellationToken,
-) -> Result<Option<i64>, AppError> {
+) -> Result<bool, AppError> {
     let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(START_PAUSE_MAX).map(jitter);
     loop {
-        let error = match prepare_once(config, store, catalogue).await {
-            Ok(generation) => return Ok(Some(generation)),
+        let error = match Box::pin(prepare_once(config, store, catalogue)).await {
+            Ok(()) => return Ok(true),
             Err(AppError::Store(error) | AppError::Templates(reload::SyncError::Store(error))) if error.is_away() => {
                 error
             }
@@ -366,11 +368,11 @@ async fn prepare(
         let why = store.connect_once().await.err().unwrap_or(error);
         starting.send_replace(Some(format!("starting: {why}")));
         let pause = pauses.next().unwrap_or(START_PAUSE_MAX);
-        tokio::select! { () = stop.cancelled() => return Ok(None), () = tokio::time::sleep(pause) => {} }
+        tokio::select! { () = stop.cancelled() => return Ok(false), () = tokio::time::sleep(pause) => {} }
     }
 }
 
-async fn prepare_once(config: &Config, store: &Arc<Store>, catalogue: &Catalogue) -> Result<i64, AppError> {
+async fn prepare_once(config: &Config, store: &Arc<Store>, catalogue: &Catalogue) -> Result<(), AppError> {
     let missing = store.migrations_missing().await?;
     if !missing.is_empty() {
         return Err(AppError::Migrations(missing));
@@ -379,7 +381,7 @@ async fn prepare_once(config: &Config, store: &Arc<Store>, catalogue: &Catalogue
     store.renew_lease().await?;
     store.load_suppressions().await?;
     let tries_default = config.pipeline.tries_default;
-    for synced in reload::sync_folder(store, &config.mail.templates_dir, tries_default, false).await? {
+    for synced in reload::sync_folder(store, &config.mail.templates_dir, tries_default, false, "sync").await? {
         if synced.result != "unchanged" {
             tracing::info!(template = synced.key, version = synced.version, result = synced.result, "template");
         }

@@ -49,6 +49,7 @@ pub use feedback::report_json;
 pub use messages::{message_detail_json, message_page_json};
 pub use pages::SignInFailures;
 pub use suppressions::{suppression_change_json, suppression_json};
+pub use templates::{difference_json, saved_json, switch_json, version_list_json, whole_version_json};
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -131,17 +132,13 @@ fn described() -> OpenApiRouter<Arc<Admin>> {
 }
 
 /// The API, area by area.
-#[expect(clippy::disallowed_methods, reason = "the routes of templates are still to be described")]
 fn areas() -> Vec<OpenApiRouter<Arc<Admin>>> {
     vec![
         messages::routes(),
         dead_letters::routes(),
         suppressions::routes(),
         feedback::routes(),
-        OpenApiRouter::new()
-            .route("/templates", axum::routing::get(templates::list))
-            .route("/templates/{key}", axum::routing::get(templates::show))
-            .route("/templates/{key}/test", axum::routing::post(templates::test)),
+        templates::routes(),
         changes::routes(),
     ]
 }

@@ -40,6 +40,8 @@ pub mod feedback;
 
 pub mod reload;
 
+pub mod versions;
+
 pub mod publish;
 
 pub mod suppression_file;

@@ -10,13 +10,17 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     store::{
         Store, StoreError,
-        templates::{Added, StoredVersion, TemplateHead},
+        templates::{
+            StoredVersion,
+            change::{Activation, Added, Edit, Expects, Refused, TemplateHead},
+        },
+        told::Topic,
     },
     templates::{Catalogue, CompiledTemplate, FolderFaults, TemplateSource, lint, read_folder},
 };
 
-/// How often a daemon asks whether an activation has happened.
-const POLL: Duration = Duration::from_millis(500);
+/// How often a daemon asks whether an activation has happened that it was not told of.
+pub const POLL: Duration = Duration::from_millis(500);
 
 /// Why templates could not be synchronised.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +34,9 @@ pub enum SyncError {
     /// The database is away.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The change does not fit what is in the database.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// A stored version cannot be used.
     #[error("template {key} version {version} in the database cannot be used: {words}")]
     Stored {
@@ -54,7 +61,7 @@ pub struct Synced {
 }
 
 /// Brings the folder's templates into the database. Absent keys become active; other changes become drafts, unless
-/// `activate`.
+/// `activate`. `by` is who does it: `operator:<name>`, or `sync` for a daemon that starts.
 ///
 /// # Errors
 /// When the folder or a template in it is not sound (then nothing is written), or the database is away.
@@ -63,6 +70,7 @@ pub async fn sync_folder(
     folder: &Path,
     tries_default: i32,
     activate: bool,
+    by: &str,
 ) -> Result<Vec<Synced>, SyncError> {
     let sources = read_folder(folder)?;
     let faults: Vec<String> = sources
@@ -75,70 +83,102 @@ pub async fn sync_folder(
     let mut all = Vec::with_capacity(sources.len());
     for source in &sources {
         let compiled = compile(source, 0, tries_default)?;
-        let manifest = compiled.manifest();
-        let head = TemplateHead {
-            key: source.key.clone(),
-            subject: source.subject.clone(),
-            html: source.html.clone(),
-            text: source.text.clone(),
-            required_variables: manifest.required.clone(),
-            attachments_allowed: !manifest.attachments.is_empty(),
-            category: manifest.category.clone(),
-        };
+        let activation = if activate { Activation::Always } else { Activation::OfFirst };
+        let edit = Edit { by, expects: Expects::Anything, accepted: &[] };
         let document = serde_json::to_value(source).unwrap_or_default();
-        let (version, result) = match store.add_template(&head, &document, &source.checksum(), activate).await? {
-            Added::First => (1, "added"),
-            Added::Same(version) => (version, "unchanged"),
-            Added::Draft(version) => (version, "draft"),
-            Added::Activated(version) => (version, "activated"),
+        let added =
+            store.add_template(&head_of(source, &compiled), &document, &source.checksum(), activation, &edit).await?;
+        let (version, result) = match added {
+            Ok(Added::First) => (1, "added"),
+            Ok(Added::Same(version)) => (version, "unchanged"),
+            Ok(Added::Draft(version)) => (version, "draft"),
+            Ok(Added::Activated(version) | Added::Reactivated(version)) => (version, "activated"),
+            Err(refused) => return Err(SyncError::Refused(refused)),
         };
         all.push(Synced { key: source.key.clone(), version, result });
     }
     Ok(all)
 }
 
-/// Fills the catalogue with the active versions; answers the generation that it then shows.
-///
-/// # Errors
-/// When the database is away, or a version in it cannot be used.
-pub async fn load(store: &Store, catalogue: &Catalogue, tries_default: i32) -> Result<i64, SyncError> {
-    // Asked before the versions: an activation in between is then seen by the next poll.
-    let generation = store.template_generation().await?;
-    let mut compiled = Vec::new();
-    for stored in store.active_templates().await? {
-        compiled.push(compile_stored(&stored, tries_default)?);
+/// What the original's columns show of a version.
+#[must_use]
+pub fn head_of(source: &TemplateSource, template: &CompiledTemplate) -> TemplateHead {
+    let manifest = template.manifest();
+    TemplateHead {
+        key: source.key.clone(),
+        subject: source.subject.clone(),
+        html: source.html.clone(),
+        text: source.text.clone(),
+        required_variables: manifest.required.clone(),
+        attachments_allowed: !manifest.attachments.is_empty(),
+        category: manifest.category.clone(),
     }
-    catalogue.replace_active(&compiled);
-    Ok(generation)
 }
 
-/// Follows activations until `stop`.
+/// Fills the catalogue with the active versions.
+///
+/// # Errors
+/// When the database is away, or a version in it cannot be used: a daemon does not begin without one that mails need.
+pub async fn load(store: &Store, catalogue: &Catalogue, tries_default: i32) -> Result<(), SyncError> {
+    match refresh(store, catalogue, tries_default).await?.into_iter().next() {
+        Some(unusable) => Err(unusable),
+        None => Ok(()),
+    }
+}
+
+/// Brings the catalogue up to date. A version that this daemon cannot use leaves the one before it in use, and is returned.
+///
+/// # Errors
+/// When the database is away.
+pub async fn refresh(store: &Store, catalogue: &Catalogue, tries_default: i32) -> Result<Vec<SyncError>, StoreError> {
+    // Asked before the versions: an activation in between is then seen by the next look.
+    let generation = store.template_generation().await?;
+    let (mut active, mut unusable) = (Vec::new(), Vec::new());
+    for (key, version) in store.active_versions().await? {
+        // Versions never change: what is at hand is not compiled again.
+        if let Some(known) = catalogue.version(&key, version) {
+            active.push(known);
+            continue;
+        }
+        let Some(stored) = store.template_version(&key, version).await? else { continue };
+        match compile_stored(&stored, tries_default) {
+            Ok(compiled) => active.push(compiled),
+            Err(error) => {
+                tracing::error!(%error, "an active template cannot be used by this daemon; the version before it stays in use");
+                active.extend(catalogue.active(&key));
+                unusable.push(error);
+            }
+        }
+    }
+    catalogue.replace_active(generation, &active);
+    Ok(unusable)
+}
+
+/// Follows activations until `stop`: when told, and by itself every `poll`.
 pub async fn follow(
     store: Arc<Store>,
     catalogue: Arc<Catalogue>,
     tries_default: i32,
-    mut generation: i64,
+    poll: Duration,
     stop: CancellationToken,
 ) {
+    let mut told = store.told(Topic::Templates);
     loop {
-        tokio::select! { () = stop.cancelled() => return, () = tokio::time::sleep(POLL) => {} }
-        let now = match store.template_generation().await {
-            Ok(now) => now,
-            // The lanes notice by themselves; mails go on from the templates that are loaded.
-            Err(error) => {
-                tracing::debug!(%error, "cannot ask for activations");
-                continue;
-            }
-        };
-        if now == generation {
-            continue;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Ok(()) = told.changed() => {}
+            () = tokio::time::sleep(poll) => {}
         }
-        match load(&store, &catalogue, tries_default).await {
-            Ok(loaded) => {
-                tracing::info!(generation = loaded, "templates reloaded");
-                generation = loaded;
+        let looked = async {
+            if store.template_generation().await? != catalogue.generation() {
+                refresh(&store, &catalogue, tries_default).await?;
+                tracing::info!(generation = catalogue.generation(), "templates reloaded");
             }
-            Err(error) => tracing::error!(%error, "templates could not be reloaded; the old ones stay"),
+            Ok::<_, StoreError>(())
+        };
+        // The lanes notice by themselves; mails go on from the templates that are loaded.
+        if let Err(error) = looked.await {
+            tracing::debug!(%error, "cannot ask for activations");
         }
     }
 }

@@ -52,7 +52,7 @@ pub use folder::{FolderFault, FolderFaults, read_folder};
 pub use lint::lint;
 pub use manifest::parse_manifest;
 pub use render::{AttachedFile, RenderError, System};
-pub use source::TemplateSource;
+pub use source::{TemplateSource, is_key};
 
 /// The three things a template makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -152,10 +152,10 @@ async fn database(config: &Config) -> (Result<String, String>, Result<String, St
     }
     let catalogue = Catalogue::new();
     let templates = match reload::load(&store, &catalogue, config.pipeline.tries_default).await {
-        Ok(_) if catalogue.all_active().is_empty() => {
+        Ok(()) if catalogue.all_active().is_empty() => {
             Ok("none yet; the daemon takes them from EMAIL_TEMPLATES_DIR when it starts".to_owned())
         }
-        Ok(_) => Ok(format!("{} active", catalogue.all_active().len())),
+        Ok(()) => Ok(format!("{} active", catalogue.all_active().len())),
         Err(error) => Err(error.to_string()),
     };
     (Ok("reachable, schema up to date".to_owned()), templates)

@@ -1,4 +1,7 @@
-//! `postrider templates sync|lint|render`.
+//! `postrider templates`: those of a folder, and the versions in the database.
+
+/// Versions: list, show, compare, activate, roll back, deactivate.
+mod versions;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -7,7 +10,7 @@ use chrono::Utc;
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::{Session, table};
+use super::{Session, suppressions::ByArgs, table};
 use crate::{
     reload,
     templates::{CompiledTemplate, System, lint, read_folder},
@@ -19,7 +22,11 @@ Examples:
   postrider templates lint
   postrider templates render billing_invoice_monthly --part text
   postrider templates render support_ticket_created --variables mine.json --part html > preview.html
-  postrider templates sync --activate")]
+  postrider templates sync --activate
+  postrider templates versions support_ticket_created
+  postrider templates diff support_ticket_created --from 3 --to 4
+  postrider templates activate support_ticket_created 4
+  postrider templates rollback support_ticket_created")]
 pub(super) enum Command {
     /// Bring the templates of a folder into the database: absent keys become active, other changes drafts.
     Sync {
@@ -28,6 +35,8 @@ pub(super) enum Command {
         /// Make the folder's content active at once, everywhere.
         #[arg(long)]
         activate: bool,
+        #[command(flatten)]
+        by: ByArgs,
     },
     /// Check the templates of a folder, without a database.
     Lint {
@@ -48,6 +57,18 @@ pub(super) enum Command {
         #[arg(long, value_enum)]
         part: Option<PartChoice>,
     },
+    /// List the versions of a template, newest first.
+    Versions(versions::ListArgs),
+    /// Show a version with all that it is made of.
+    Show(versions::ShowArgs),
+    /// Show what changed between two versions.
+    Diff(versions::DiffArgs),
+    /// Make a version active, on every daemon within a second.
+    Activate(versions::ActivateArgs),
+    /// Return to the version that was active before. Rolling back twice goes back twice.
+    Rollback(versions::SwitchArgs),
+    /// Make no version active: requests for the template become dead letters until one is, but for those that pin a version.
+    Deactivate(versions::SwitchArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,9 +81,15 @@ pub(super) enum PartChoice {
 pub(super) async fn run(context: &Session, command: Command) -> anyhow::Result<ExitCode> {
     context.log_quietly();
     match command {
-        Command::Sync { folder, activate } => sync(context, folder, activate).await,
+        Command::Sync { folder, activate, by } => sync(context, folder, activate, &by.operator()).await,
         Command::Lint { folder } => lint_folder(context, folder),
         Command::Render { key, folder, variables, part } => render(context, &key, folder, variables, part),
+        Command::Versions(args) => versions::list(context, args).await,
+        Command::Show(args) => versions::show(context, args).await,
+        Command::Diff(args) => versions::diff(context, args).await,
+        Command::Activate(args) => versions::activate(context, args).await,
+        Command::Rollback(args) => versions::roll_back(context, args).await,
+        Command::Deactivate(args) => versions::deactivate(context, args).await,
     }
 }
 
@@ -73,11 +100,11 @@ fn folder_or_default(context: &Session, folder: Option<PathBuf>) -> anyhow::Resu
     })
 }
 
-async fn sync(context: &Session, folder: Option<PathBuf>, activate: bool) -> anyhow::Result<ExitCode> {
+async fn sync(context: &Session, folder: Option<PathBuf>, activate: bool, by: &str) -> anyhow::Result<ExitCode> {
     let folder = folder_or_default(context, folder)?;
     let store = context.store_without_key().await?;
     let tries_default = context.settings.pipeline().map_or(3, |p| p.tries_default);
-    let synced = reload::sync_folder(&store, &folder, tries_default, activate).await?;
+    let synced = reload::sync_folder(&store, &folder, tries_default, activate, by).await?;
     if context.is_json {
         Session::print_json(&json!({ "items": synced, "total": synced.len() }))?;
         return Ok(ExitCode::SUCCESS);

@@ -19,6 +19,9 @@ mod assets;
 /// Mails, and one mail.
 mod messages;
 
+/// Templates: what is sent, and mending it.
+mod templates;
+
 /// Who gets no mail.
 mod suppressions;
 
@@ -58,6 +61,16 @@ pub(super) fn router() -> Router<Arc<Admin>> {
         .route("/messages", get(messages::list))
         .route("/messages/{id}", get(messages::show))
         .route("/messages/{id}/mail", get(messages::mail))
+        .route("/templates", get(templates::list))
+        .route("/templates/new", get(templates::begin))
+        .route("/templates/{key}", get(templates::show))
+        .route("/templates/{key}/diff", get(templates::difference))
+        .route("/templates/{key}/edit", get(templates::editor::open).post(templates::editor::submit))
+        .route("/templates/{key}/frame", get(templates::frame::saved).post(templates::frame::unsaved))
+        .route("/templates/{key}/activate", post(templates::change::activate))
+        .route("/templates/{key}/rollback", post(templates::change::roll_back))
+        .route("/templates/{key}/deactivate", post(templates::change::deactivate))
+        .route("/templates/{key}/test", post(templates::change::test))
         .route("/suppressions", get(suppressions::list))
         .route("/suppressions/add", post(suppressions::add))
         .route("/suppressions/{id}", get(suppressions::show))

@@ -46,10 +46,7 @@ impl Pipeline {
         published_at: DateTime<Utc>,
     ) -> Result<Rendering, Halt> {
         let Some(template) = self.template_of(envelope, request).await? else {
-            let error = match request.template_version {
-                Some(version) => format!("there is no version {version} of template {}", request.template_key),
-                None => format!("there is no template {}", request.template_key),
-            };
+            let error = self.why_no_template(request).await?;
             return Ok(Rendering { template: None, words: Err((Reason::UnknownTemplate, error)) });
         };
         Ok(self.render_with(request, published_at, template).await)
@@ -155,6 +152,29 @@ impl Pipeline {
                 Ok(None)
             }
         }
+    }
+
+    /// What the dead letter of a request without a template says.
+    async fn why_no_template(&self, request: &EmailRequest) -> Result<String, Halt> {
+        let key = &request.template_key;
+        let newest = Box::pin(self.patiently(|| self.store.newest_template_version(key))).await?;
+        let active = Box::pin(self.patiently(|| self.store.active_template(key))).await?;
+        Ok(match (newest, request.template_version.or(active.map(|active| active.version))) {
+            (None, _) => {
+                format!("there is no template {key}: create it, or mend the producer, then replay this letter")
+            }
+            (Some(newest), Some(version)) if version > newest.version => {
+                format!("there is no version {version} of template {key}; its newest is {}", newest.version)
+            }
+            (Some(_), Some(version)) => {
+                format!("version {version} of template {key} cannot be used by this daemon; its log says why")
+            }
+            (Some(newest), None) => format!(
+                "no version of template {key} is active: activate one (`postrider templates activate {key} {}`), \
+                 then replay this letter",
+                newest.version
+            ),
+        })
     }
 
     fn check_attachments(&self, request: &EmailRequest, manifest: &Manifest) -> Result<(), String> {

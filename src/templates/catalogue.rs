@@ -18,7 +18,13 @@ const VERSIONS_MAX: usize = 16;
 /// Compiled templates, by key and version.
 #[derive(Default)]
 pub struct Catalogue {
-    snapshot: ArcSwap<HashMap<String, Entry>>,
+    snapshot: ArcSwap<Snapshot>,
+}
+
+#[derive(Default, Clone)]
+struct Snapshot {
+    generation: i64,
+    entries: HashMap<String, Entry>,
 }
 
 #[derive(Default, Clone)]
@@ -46,46 +52,56 @@ impl Catalogue {
     /// The version of `key` that new mails get.
     #[must_use]
     pub fn active(&self, key: &str) -> Option<Arc<CompiledTemplate>> {
-        self.snapshot.load().get(key)?.active.clone()
+        self.snapshot.load().entries.get(key)?.active.clone()
     }
 
     /// This very version of `key`, active or not; nothing when it was not put in (yet).
     #[must_use]
     pub fn version(&self, key: &str, version: i32) -> Option<Arc<CompiledTemplate>> {
         let snapshot = self.snapshot.load();
-        let entry = snapshot.get(key)?;
+        let entry = snapshot.entries.get(key)?;
         entry.active.as_ref().filter(|active| active.version() == version).or(entry.versions.get(&version)).cloned()
     }
 
     /// Keeps a version at hand without making it active.
     pub fn insert(&self, template: &Arc<CompiledTemplate>) {
         self.snapshot.rcu(|old| {
-            let mut new = HashMap::clone(old);
-            new.entry(template.key().to_owned()).or_default().keep(Arc::clone(template));
+            let mut new = Snapshot::clone(old);
+            new.entries.entry(template.key().to_owned()).or_default().keep(Arc::clone(template));
             new
         });
     }
 
-    /// Makes these the active versions, one for each key, and no others. What was active stays at hand.
-    pub fn replace_active(&self, active: &[Arc<CompiledTemplate>]) {
+    /// What [`Catalogue::replace_active`] was last told.
+    #[must_use]
+    pub fn generation(&self) -> i64 {
+        self.snapshot.load().generation
+    }
+
+    /// Makes these the active versions, one for each key, and no others. What was active stays at hand. Whoever asked the
+    /// database before somebody else did, and comes later, changes nothing.
+    pub fn replace_active(&self, generation: i64, active: &[Arc<CompiledTemplate>]) {
         self.snapshot.rcu(|old| {
-            let mut new = HashMap::clone(old);
-            for entry in new.values_mut() {
+            if generation < old.generation {
+                return Arc::clone(old);
+            }
+            let mut new = Snapshot { generation, ..Snapshot::clone(old) };
+            for entry in new.entries.values_mut() {
                 if let Some(former) = entry.active.take() {
                     entry.keep(former);
                 }
             }
             for template in active {
-                new.entry(template.key().to_owned()).or_default().active = Some(Arc::clone(template));
+                new.entries.entry(template.key().to_owned()).or_default().active = Some(Arc::clone(template));
             }
-            new
+            Arc::new(new)
         });
     }
 
     /// Every active template, by key.
     #[must_use]
     pub fn all_active(&self) -> Vec<Arc<CompiledTemplate>> {
-        let mut all: Vec<_> = self.snapshot.load().values().filter_map(|entry| entry.active.clone()).collect();
+        let mut all: Vec<_> = self.snapshot.load().entries.values().filter_map(|entry| entry.active.clone()).collect();
         all.sort_by(|a, b| a.key().cmp(b.key()));
         all
     }
@@ -111,10 +127,11 @@ mod tests {
     fn what_was_active_stays_at_hand() {
         let catalogue = Catalogue::new();
         assert!(catalogue.active("a").is_none() && catalogue.version("a", 1).is_none());
-        catalogue.replace_active(&[compiled("a", 1), compiled("b", 1)]);
-        catalogue.replace_active(&[compiled("a", 2)]);
+        catalogue.replace_active(1, &[compiled("a", 1), compiled("b", 1)]);
+        catalogue.replace_active(2, &[compiled("a", 2)]);
+        catalogue.replace_active(1, &[compiled("a", 1)]);
         let number = |template: Option<Arc<CompiledTemplate>>| template.map(|template| template.version());
-        assert_eq!(number(catalogue.active("a")), Some(2));
+        assert_eq!(number(catalogue.active("a")), Some(2), "whoever was overtaken changes nothing");
         assert_eq!(number(catalogue.version("a", 1)), Some(1));
         assert_eq!(number(catalogue.version("a", 2)), Some(2));
         assert_eq!(number(catalogue.version("a", 3)), None);
@@ -129,7 +146,7 @@ mod tests {
     fn old_versions_do_not_pile_up() {
         let catalogue = Catalogue::new();
         for version in 1..=40 {
-            catalogue.replace_active(&[compiled("a", version)]);
+            catalogue.replace_active(version.into(), &[compiled("a", version)]);
         }
         assert!(catalogue.version("a", 1).is_none());
         assert!(catalogue.version("a", 39).is_some() && catalogue.version("a", 40).is_some());

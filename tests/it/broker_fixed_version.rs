@@ -33,7 +33,7 @@ async fn a_retry_keeps_its_words_and_its_recipients_when_the_template_changes_me
     assert_eq!(said.code, 0, "{}", said.err);
     until("the new version is in use", async || {
         let (_, shown) = post.daemon().get("/api/v1/email/templates/incident_alert_critical", ADMIN_TOKEN).await;
-        shown["version"] == 2
+        shown["version_in_use"] == 2
     })
     .await;
 

@@ -95,7 +95,7 @@ async fn a_replay_says_it_in_the_active_words_or_in_the_old_ones_when_told_so() 
     assert_eq!(said.code, 0, "{}", said.err);
     until("the new version is in use", async || {
         let (_, shown) = post.daemon().get("/api/v1/email/templates/incident_alert_critical", ADMIN_TOKEN).await;
-        shown["version"] == 2
+        shown["version_in_use"] == 2
     })
     .await;
 

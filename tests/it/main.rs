@@ -97,6 +97,12 @@ mod admin_messages;
 
 mod admin_dead_letters;
 
+mod admin_templates;
+
+mod templates_live;
+
+mod pages_templates;
+
 mod command_line;
 
 mod broker_fixed_version;

@@ -157,10 +157,9 @@ pub(super) fn time_or_dash(at: Option<DateTime<Utc>>, zone: Tz) -> Markup {
 pub(super) fn badge(word: &str) -> Markup {
     let tone = match word {
         "sent" | "delivered" | "active" | "done" | "consuming" | "up" | "replayed" | "published" => "good",
-        "failed" | "bounced" | "complaint" | "rejected" | "lost" | "down" | "cancelled" => "bad",
-        "unknown" | "held" | "waiting" | "paused" | "deferred" | "running" | "replaying" | "sending" | "draft" => {
-            "warn"
-        }
+        "failed" | "bounced" | "complaint" | "rejected" | "lost" | "down" | "cancelled" | "fault" => "bad",
+        "unknown" | "held" | "waiting" | "paused" | "deferred" | "running" | "replaying" | "sending" | "draft"
+        | "risk" => "warn",
         _ => "plain",
     };
     html! { span.badge.(tone) { (word) } }

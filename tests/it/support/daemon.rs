@@ -136,6 +136,13 @@ impl Daemon {
         ask(with(self.http.request(method, self.url(path)).bearer_auth(token))).await
     }
 
+    /// Puts a body with a token.
+    pub async fn put(&self, path: &str, token: &str, body: &Value) -> (StatusCode, Value) {
+        let request = self.http.put(self.url(path)).bearer_auth(token).json(body);
+        let answer = request.send().await.expect("an answer");
+        (answer.status(), answer.json().await.expect("JSON"))
+    }
+
     /// One figure of `/metrics`: the sum over all series of this name whose labels hold all of these.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let answer = self.http.get(self.url("/metrics")).send().await.expect("an answer");

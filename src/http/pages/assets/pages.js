@@ -59,3 +59,47 @@ document.addEventListener("keydown", (event) => {
     if (link) link.click();
   }
 });
+
+// Previews that follow the writing: <form data-preview> with <iframe name data-action>. The form is sent into each frame, and by
+// fetch for what there is to say about it. A frame is made anew each time, or the way back would lead through all of them.
+document.documentElement.classList.add("has-script");
+for (const form of document.querySelectorAll("form[data-preview]")) {
+  let waiting = 0;
+  let asked = 0;
+  function show() {
+    const action = form.getAttribute("action");
+    for (const old of form.querySelectorAll("iframe[data-action]")) {
+      const frame = old.cloneNode();
+      frame.removeAttribute("src");
+      old.replaceWith(frame);
+      form.setAttribute("action", frame.dataset.action);
+      form.target = frame.name;
+      form.submit();
+    }
+    form.setAttribute("action", action);
+    form.removeAttribute("target");
+  }
+  async function judge() {
+    const now = ++asked;
+    const body = new URLSearchParams(new FormData(form));
+    try {
+      const answer = await fetch(form.getAttribute("action"), { method: "POST", body, redirect: "error" });
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const fresh = page.getElementById("verdict");
+      const verdict = document.getElementById("verdict");
+      if (now === asked && fresh && verdict) verdict.replaceChildren(...fresh.childNodes);
+      document.body.removeAttribute("data-stale");
+    } catch {
+      document.body.setAttribute("data-stale", "");
+    }
+  }
+  form.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      show();
+      judge();
+    }, 400);
+  });
+  // What was not saved has no address that its frames could begin with.
+  if (!form.querySelector("iframe[src]")) show();
+}

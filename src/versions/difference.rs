@@ -1,0 +1,89 @@
+//! What changed between two versions, line by line.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use similar::{ChangeTag, TextDiff};
+
+use crate::templates::{Part, TemplateSource};
+
+/// Unchanged lines shown around each change.
+const CONTEXT_LINES: usize = 3;
+/// Longest search for the shortest difference of one part; what is found by then is a difference as well.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What changed in one part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartDifference {
+    /// The file: `html.hbs`, `_shared/text/layout.hbs`, `manifest.toml`, `sample.json`.
+    pub part: String,
+    /// In unified form.
+    pub unified: String,
+    /// Lines that came.
+    pub added: usize,
+    /// Lines that went.
+    pub removed: usize,
+}
+
+/// What changed from one version to another, part by part; parts that are the same are left out.
+#[must_use]
+pub fn between(from: &TemplateSource, to: &TemplateSource) -> Vec<PartDifference> {
+    let mut parts = vec![
+        part("manifest.toml", &from.manifest_toml, &to.manifest_toml),
+        part("subject.hbs", &from.subject, &to.subject),
+        part("html.hbs", &from.html, &to.html),
+        part("text.hbs", &from.text, &to.text),
+    ];
+    for (kind, folder) in [(Part::Html, "html"), (Part::Text, "text")] {
+        let (old, new) = (from.partials(kind), to.partials(kind));
+        let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        for name in names {
+            let text =
+                |partials: &std::collections::BTreeMap<String, String>| partials.get(name).cloned().unwrap_or_default();
+            parts.push(part(&format!("_shared/{folder}/{name}.hbs"), &text(old), &text(new)));
+        }
+    }
+    let sample = |source: &TemplateSource| serde_json::to_string_pretty(&source.sample).unwrap_or_default() + "\n";
+    parts.push(part("sample.json", &sample(from), &sample(to)));
+    parts.into_iter().flatten().collect()
+}
+
+fn part(name: &str, from: &str, to: &str) -> Option<PartDifference> {
+    if from == to {
+        return None;
+    }
+    let difference = TextDiff::configure().timeout(PATIENCE).diff_lines(from, to);
+    let count = |tag| difference.iter_all_changes().filter(|change| change.tag() == tag).count();
+    Some(PartDifference {
+        part: name.to_owned(),
+        unified: difference.unified_diff().context_radius(CONTEXT_LINES).header(name, name).to_string(),
+        added: count(ChangeTag::Insert),
+        removed: count(ChangeTag::Delete),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_changed_is_shown() {
+        let source = |text: &str, partials: serde_json::Value, sample: serde_json::Value| -> TemplateSource {
+            serde_json::from_value(json!({
+                "key": "a", "manifest_toml": "m\n", "subject": "s\n", "html": "h\n", "text": text,
+                "partials_html": partials, "sample": sample
+            }))
+            .expect("a source")
+        };
+        let old = source("a\nb\nc\n", json!({"layout": "x\n"}), json!({"n": 1}));
+        assert_eq!(between(&old, &old), []);
+        let new = source("a\nB\nc\nd\n", json!({"button": "y\n"}), json!({"n": 2}));
+        let found = between(&old, &new);
+        let names: Vec<&str> = found.iter().map(|part| part.part.as_str()).collect();
+        assert_eq!(names, ["text.hbs", "_shared/html/button.hbs", "_shared/html/layout.hbs", "sample.json"]);
+        assert_eq!((found[0].added, found[0].removed), (2, 1));
+        assert_eq!(found[0].unified, "--- text.hbs\n+++ text.hbs\n@@ -1,3 +1,4 @@\n a\n-b\n+B\n c\n+d\n");
+        assert_eq!((found[1].added, found[1].removed, found[2].added, found[2].removed), (1, 0, 0, 1));
+    }
+}
