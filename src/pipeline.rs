@@ -171,7 +171,7 @@ impl Pipeline {
             request.id = tracing::field::Empty,
             template = tracing::field::Empty,
         );
-        let _in_flight = self.metrics.in_flight(lane);
+        let _in_flight = self.metrics.taken(&delivery.envelope);
         async {
             faults::reached(Point::Consumed);
             // Held to the end, when nothing of the message is left.
