@@ -22,14 +22,19 @@ pub(super) async fn livez() -> &'static str {
     "alive\n"
 }
 
-/// 200 when nothing is known to stand in a mail's way, else 503; each reason by name, and how each relay fares. A relay is
-/// known by its last use; one that works is enough, and one that is paced works.
+/// 200 when nothing is known to stand in a mail's way, else 503; each reason by name, the lanes that an operator has paused,
+/// which is no fault, and how each relay fares. A relay is known by its last use; one that works is enough, and one that is
+/// paced works.
 pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let relays = admin.relays.health();
     let reasons = reasons(&admin, &relays);
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let relays: Vec<Value> = relays.iter().map(relay_json).collect();
-    (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "relays": relays }))).into_response()
+    // Anybody may read this: by whom and why is told to operators.
+    let pauses = admin.pauses.by_operator();
+    let paused: Vec<&str> = Lane::ALL.into_iter().filter(|lane| pauses.get(*lane).is_some()).map(Lane::name).collect();
+    let said = json!({ "ready": reasons.is_empty(), "reasons": reasons, "paused": paused, "relays": relays });
+    (status, Json(said)).into_response()
 }
 
 fn relay_json(relay: &RelayHealth) -> Value {
@@ -54,7 +59,8 @@ fn relay_json(relay: &RelayHealth) -> Value {
     shown
 }
 
-fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
+/// What stands in a mail's way, in words.
+pub(super) fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
     let mut reasons = Vec::new();
     reasons.extend(admin.starting.borrow().clone());
     match &*admin.store.health().borrow() {

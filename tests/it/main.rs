@@ -128,3 +128,5 @@ mod webhook_receipts;
 mod webhook_limits;
 
 mod feedback_end_to_end;
+
+mod broker_lanes;
