@@ -16,6 +16,12 @@ mod layout;
 /// Stylesheet, script, icon.
 mod assets;
 
+/// How everything fares, and steering lanes.
+mod overview;
+
+/// Small plots.
+mod plot;
+
 /// Mails, and one mail.
 mod messages;
 
@@ -35,7 +41,7 @@ use axum::{
     extract::Request,
     http::{HeaderName, HeaderValue, header},
     middleware::{self, Next},
-    response::{Html, IntoResponse, Redirect, Response},
+    response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 
@@ -52,7 +58,9 @@ const MAIL_POLICY: &str =
 
 pub(super) fn router() -> Router<Arc<Admin>> {
     Router::new()
-        .route("/", get(async |_: session::Session| Redirect::to("/messages")))
+        .route("/", get(overview::show))
+        .route("/lanes/{lane}/pause", post(overview::pause))
+        .route("/lanes/{lane}/resume", post(overview::resume))
         .route("/sign-in", get(sign_in::page).post(sign_in::sign_in))
         .route("/sign-out", post(sign_in::sign_out))
         .route("/messages", get(messages::list))

@@ -130,3 +130,5 @@ mod webhook_limits;
 mod feedback_end_to_end;
 
 mod broker_lanes;
+
+mod pages_overview;
