@@ -17,21 +17,20 @@ use crate::{
     archive,
     broker::{
         BrokerError, ConsumerState, Consumers, Drawer, Link, PipelinedPublisher, Publisher, Topology,
-        consumer::{Pause, Subscription},
-        link::Purpose,
-        topology,
+        consumer::Subscription, depths::DepthGauge, link::Purpose, topology,
     },
     config::Config,
     email::{Lane, PerLane},
     feedback::{self, fetch::SystemResolver, front_door::FrontDoor, signers::SignersSetupError},
     http::{self, Admin, SignInFailures},
     journal::{Journal, JournalError},
+    lanes::{Pauses, Reporter},
     metrics::Metrics,
     outbox::Outbox,
     pipeline::{Budget, Memory, Pipeline, Quarantine},
     reload,
     smtp::Relays,
-    store::{Store, StoreError, StoreHealth},
+    store::{Store, StoreError},
     templates::Catalogue,
 };
 
@@ -136,6 +135,14 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     let publishers = PerLane::from_fn(|_| Arc::new(Publisher::new(Arc::clone(&publish_link), PUBLISHER_CHANNELS)));
     let lanes = PerLane::from_fn(|_| watch::Sender::new(ConsumerState::Starting));
 
+    let pauses = Pauses::new(Arc::clone(&store));
+    let reporter = Arc::new(Reporter {
+        store: Arc::clone(&store),
+        figures: Arc::clone(metrics.figures()),
+        lanes: PerLane::from_fn(|lane| lanes.get(lane).subscribe()),
+        relays: Arc::clone(&relays),
+    });
+
     // Everything but consuming ends with this one: after the last mail is settled.
     let end = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -145,6 +152,9 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         relays: Arc::clone(&relays),
         links: [Arc::clone(&consume_link), Arc::clone(&publish_link)],
         lanes: PerLane::from_fn(|lane| lanes.get(lane).subscribe()),
+        pauses: Arc::clone(&pauses),
+        depths: DepthGauge::new(Arc::clone(&consume_link), topology.clone()),
+        reporter: Arc::clone(&reporter),
         metrics: Arc::clone(&metrics),
         publisher: Arc::clone(&publishers.standard),
         http: config.http.clone(),
@@ -167,11 +177,14 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         tasks.spawn(http::public::serve(listener, Arc::new(door), end.clone()));
     }
 
-    if !prepare(&config, &store, &catalogue, &admin.starting, &stop).await? {
+    if !prepare(&config, &store, &catalogue, &admin, &stop).await? {
         return Ok(ExitCode::SUCCESS);
     }
-    tasks.spawn(Arc::clone(&store).keep_lease(end.clone()));
+    let figures = move || serde_json::to_value(reporter.now()).unwrap_or_default();
+    tasks.spawn(Arc::clone(&store).keep_lease(figures, end.clone()));
+    tasks.spawn(Arc::clone(metrics.figures()).keep(end.clone()));
     tasks.spawn(Arc::clone(&store).listen(end.clone()));
+    tasks.spawn(Arc::clone(&pauses).follow(end.clone()));
     let tries_default = config.pipeline.tries_default;
     let following =
         reload::follow(Arc::clone(&store), Arc::clone(&catalogue), tries_default, reload::POLL, end.clone());
@@ -201,7 +214,6 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     let events = PipelinedPublisher::new(Arc::clone(&publish_link), topology.clone());
     // Its last batch is after the last mail's outcome.
     tasks.spawn(Outbox::new(Arc::clone(&store), events, Arc::clone(&metrics)).keep(end.clone()));
-    let pauses = Pauses::follow(&store, &end);
     let pipeline = Arc::new(Pipeline {
         rules: config.pipeline.clone(),
         mail: config.mail.clone(),
@@ -216,6 +228,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         budget: Budget::default(),
         memory: Memory::default(),
         journal,
+        pauses: Arc::clone(&pauses),
         stop: stop.clone(),
     });
     let warm = Arc::clone(&relays);
@@ -236,7 +249,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         for queue in [topology::DEAD, topology::UNROUTED] {
             let store = Arc::clone(&store);
             let handle = move |delivery| archive::archive(Arc::clone(&store), delivery, queue);
-            let pause = pauses.of(Lane::Standard);
+            let pause = pauses.of_store();
             let subscription =
                 Subscription { queue: queue.to_owned(), lane: Lane::Standard, prefetch: ARCHIVE_PREFETCH, pause };
             let state = watch::Sender::new(ConsumerState::Starting);
@@ -281,42 +294,6 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     }
 }
 
-/// Which lanes take nothing at the moment, and why.
-struct Pauses {
-    by_store: watch::Sender<Option<String>>,
-    never: watch::Sender<Option<String>>,
-}
-
-impl Pauses {
-    /// All lanes but the fast one pause while the database is away.
-    fn follow(store: &Store, end: &CancellationToken) -> Self {
-        let (by_store, never) = (watch::Sender::new(None), watch::Sender::new(None));
-        let (follower, mut health, end) = (by_store.clone(), store.health(), end.clone());
-        tokio::spawn(async move {
-            loop {
-                let why = match &*health.borrow_and_update() {
-                    StoreHealth::Up => None,
-                    StoreHealth::Away(_) | StoreHealth::CatchingUp => Some("the database is away".to_owned()),
-                };
-                follower.send_if_modified(|known| {
-                    let is_new = *known != why;
-                    *known = why;
-                    is_new
-                });
-                tokio::select! { () = end.cancelled() => return, changed = health.changed() => if changed.is_err() { return } }
-            }
-        });
-        Self { by_store, never }
-    }
-
-    fn of(&self, lane: Lane) -> Pause {
-        match lane {
-            Lane::Fast => self.never.subscribe(),
-            Lane::Standard | Lane::Bulk => self.by_store.subscribe(),
-        }
-    }
-}
-
 /// Writes what an earlier life left in the journal. False: the daemon was told to stop meanwhile.
 async fn write_journal(journal: &Journal, stop: &CancellationToken) -> bool {
     let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(START_PAUSE_MAX).map(jitter);
@@ -351,12 +328,12 @@ async fn prepare(
     config: &Config,
     store: &Arc<Store>,
     catalogue: &Catalogue,
-    starting: &watch::Sender<Option<String>>,
+    admin: &Admin,
     stop: &CancellationToken,
 ) -> Result<bool, AppError> {
     let mut pauses = ExponentialBackoff::from_millis(2).factor(50).max_delay(START_PAUSE_MAX).map(jitter);
     loop {
-        let error = match Box::pin(prepare_once(config, store, catalogue)).await {
+        let error = match Box::pin(prepare_once(config, store, catalogue, &admin.pauses)).await {
             Ok(()) => return Ok(true),
             Err(AppError::Store(error) | AppError::Templates(reload::SyncError::Store(error))) if error.is_away() => {
                 error
@@ -366,13 +343,18 @@ async fn prepare(
         tracing::warn!(%error, "cannot begin yet");
         // A pool only says that it waited; one connection beside it says why.
         let why = store.connect_once().await.err().unwrap_or(error);
-        starting.send_replace(Some(format!("starting: {why}")));
+        admin.starting.send_replace(Some(format!("starting: {why}")));
         let pause = pauses.next().unwrap_or(START_PAUSE_MAX);
         tokio::select! { () = stop.cancelled() => return Ok(false), () = tokio::time::sleep(pause) => {} }
     }
 }
 
-async fn prepare_once(config: &Config, store: &Arc<Store>, catalogue: &Catalogue) -> Result<(), AppError> {
+async fn prepare_once(
+    config: &Config,
+    store: &Arc<Store>,
+    catalogue: &Catalogue,
+    pauses: &Pauses,
+) -> Result<(), AppError> {
     let missing = store.migrations_missing().await?;
     if !missing.is_empty() {
         return Err(AppError::Migrations(missing));
@@ -380,6 +362,8 @@ async fn prepare_once(config: &Config, store: &Arc<Store>, catalogue: &Catalogue
     store.verify_hash_key().await?;
     store.renew_lease().await?;
     store.load_suppressions().await?;
+    // A lane that is paused takes nothing, not even at first.
+    pauses.load().await?;
     let tries_default = config.pipeline.tries_default;
     for synced in reload::sync_folder(store, &config.mail.templates_dir, tries_default, false, "sync").await? {
         if synced.result != "unchanged" {

@@ -32,6 +32,9 @@ mod watchdog;
 /// Draws messages from a queue by hand.
 pub mod drawer;
 
+/// How much waits.
+pub mod depths;
+
 /// Confirmed publishing.
 pub mod publisher;
 

@@ -37,6 +37,9 @@ mod suppressions;
 /// `postrider events`.
 mod events;
 
+/// `postrider lanes`.
+mod lanes;
+
 /// `postrider check`.
 mod check;
 
@@ -89,6 +92,7 @@ Examples:
   postrider dead list                     what failed for good, and why
   postrider dead replay ID                its cause is mended: send it again
   postrider suppressions show ADDRESS     does she get any mail, and why not?
+  postrider lanes                         how much waits, and how fast does it go?
 
 Settings come from the environment (see .env.example); NAME_FILE reads NAME
 from a file. Exit codes: 0 done, 1 failed, 2 wrong command line, 78 wrong settings.";
@@ -125,6 +129,8 @@ enum Command {
     /// Hear what becomes of mails.
     #[command(subcommand)]
     Events(events::Command),
+    /// Show how the lanes fare, pause one, or let it go on.
+    Lanes(lanes::Args),
     /// Bring the database's schema up to date.
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
@@ -169,6 +175,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Feedback(command) => feedback::run(&context, command).await,
         Command::Suppressions(command) => suppressions::run(&context, command).await,
         Command::Events(command) => events::run(&context, command).await,
+        Command::Lanes(args) => lanes::run(&context, args).await,
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
     };

@@ -33,6 +33,9 @@ mod suppressions;
 /// `/api/v1/email/changes`.
 mod changes;
 
+/// `/api/v1/email/lanes` and `/daemons`.
+mod lanes;
+
 /// The API's description.
 mod openapi;
 
@@ -46,6 +49,10 @@ mod pages;
 pub mod public;
 
 pub use feedback::report_json;
+pub use lanes::{
+    FAST_WARNING,
+    view::{LaneView, LanesView, lanes_view},
+};
 pub use messages::{message_detail_json, message_page_json};
 pub use pages::SignInFailures;
 pub use suppressions::{suppression_change_json, suppression_json};
@@ -60,9 +67,10 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
-    broker::{ConsumerState, Link, Publisher},
+    broker::{ConsumerState, Link, Publisher, depths::DepthGauge},
     config::{HttpConfig, MailConfig, PipelineConfig},
     email::PerLane,
+    lanes::{Pauses, Reporter},
     metrics::Metrics,
     smtp::Relays,
     store::Store,
@@ -84,6 +92,12 @@ pub struct Admin {
     pub links: [Arc<Link>; 2],
     /// For readiness.
     pub lanes: PerLane<watch::Receiver<ConsumerState>>,
+    /// Which lanes take nothing now.
+    pub pauses: Arc<Pauses>,
+    /// What waits.
+    pub depths: DepthGauge,
+    /// What this daemon tells of itself.
+    pub reporter: Arc<Reporter>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
     /// For test mails.
@@ -139,6 +153,7 @@ fn areas() -> Vec<OpenApiRouter<Arc<Admin>>> {
         suppressions::routes(),
         feedback::routes(),
         templates::routes(),
+        lanes::routes(),
         changes::routes(),
     ]
 }

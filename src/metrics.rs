@@ -3,6 +3,9 @@
 //! Invariant: labels are lane, template, outcome, reason, relay, fault: closed or small sets. Never an address, never a
 //! request id.
 
+/// How each lane fares at this moment.
+pub mod figures;
+
 mod relays;
 
 use std::{
@@ -21,13 +24,21 @@ use opentelemetry::{
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use crate::{email::Lane, smtp::Relays, store::Applied};
+use self::figures::Figures;
+use crate::{
+    email::{Envelope, Lane},
+    smtp::Relays,
+    store::Applied,
+};
 
 /// What all instruments belong to.
 const METER: &str = "postrider";
 /// Seconds from publish to the relay's 250: from a millisecond on loopback to the longest rung of a ladder.
 const LATENCY_BUCKETS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 21_600.0];
+
+/// What [`crate::email::Outcome`] calls a try that ended without a decision.
+const DEFERRED: &str = "deferred";
 
 /// All instruments.
 pub struct Metrics {
@@ -53,6 +64,7 @@ pub struct Metrics {
     events_unbound: Counter<u64>,
     /// Of the oldest event that waits, in milliseconds since 1970; 0: none does.
     events_since: Arc<AtomicI64>,
+    figures: Arc<Figures>,
 }
 
 /// The exporter could not be set up.
@@ -151,9 +163,16 @@ impl Metrics {
                 .with_description("Events that were dropped because no queue was bound to their key")
                 .build(),
             events_since: watch_events(&meter),
+            figures: Arc::default(),
             registry,
             provider,
         })
+    }
+
+    /// How each lane fares at this moment.
+    #[must_use]
+    pub const fn figures(&self) -> &Arc<Figures> {
+        &self.figures
     }
 
     /// Shows how these relays fare, each time somebody looks.
@@ -167,10 +186,14 @@ impl Metrics {
 
     pub(crate) fn outcome(&self, lane: Lane, template: &str, outcome: &'static str) {
         self.outcomes.add(1, &[lane_label(lane), template_label(template), KeyValue::new("outcome", outcome)]);
+        if outcome == DEFERRED {
+            self.figures.deferred(lane);
+        }
     }
 
     pub(crate) fn sent(&self, lane: Lane, template: &str, latency: Duration) {
         self.latency.record(latency.as_secs_f64(), &[lane_label(lane), template_label(template)]);
+        self.figures.sent(lane, latency);
     }
 
     pub(crate) fn deadline_missed(&self, lane: Lane, template: &str) {
@@ -183,6 +206,7 @@ impl Metrics {
 
     pub(crate) fn dead(&self, lane: Lane, reason: &'static str) {
         self.dead.add(1, &[lane_label(lane), KeyValue::new("reason", reason)]);
+        self.figures.dead(lane);
     }
 
     pub(crate) fn without_store(&self, kind: &'static str) {
@@ -224,9 +248,11 @@ impl Metrics {
         self.replayed.add(1, &[lane_label(lane)]);
     }
 
-    pub(crate) fn in_flight(&self, lane: Lane) -> InFlight {
-        self.in_flight.add(1, &[lane_label(lane)]);
-        InFlight { counter: self.in_flight.clone(), lane }
+    /// A delivery was taken, and is worked on until the answer is dropped.
+    pub(crate) fn taken(&self, envelope: &Envelope) -> InFlight {
+        self.in_flight.add(1, &[lane_label(envelope.lane)]);
+        self.figures.taken(envelope);
+        InFlight { counter: self.in_flight.clone(), figures: Arc::clone(&self.figures), lane: envelope.lane }
     }
 
     /// Everything, in Prometheus' text format.
@@ -245,12 +271,14 @@ impl Metrics {
 /// Counts a delivery as being worked on until it is dropped, also by a panic.
 pub(crate) struct InFlight {
     counter: UpDownCounter<i64>,
+    figures: Arc<Figures>,
     lane: Lane,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.counter.add(-1, &[lane_label(self.lane)]);
+        self.figures.left(self.lane);
     }
 }
 

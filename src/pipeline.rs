@@ -70,6 +70,7 @@ use crate::{
     email::{EmailRequest, Lane, PerLane, Reason, Status},
     faults::{self, Point},
     journal::{Journal, JournalError},
+    lanes::Pauses,
     metrics::Metrics,
     smtp::Relays,
     store::{Standing, Store, journal::Entry},
@@ -107,6 +108,8 @@ pub struct Pipeline {
     pub memory: Memory,
     /// Where that is told, and written into the audit.
     pub journal: Arc<Journal>,
+    /// Which lanes take nothing now.
+    pub pauses: Arc<Pauses>,
     /// The daemon stops: hand back what has not reached the relay.
     pub stop: CancellationToken,
 }
@@ -171,7 +174,7 @@ impl Pipeline {
             request.id = tracing::field::Empty,
             template = tracing::field::Empty,
         );
-        let _in_flight = self.metrics.in_flight(lane);
+        let _in_flight = self.metrics.taken(&delivery.envelope);
         async {
             faults::reached(Point::Consumed);
             // Held to the end, when nothing of the message is left.
@@ -179,6 +182,7 @@ impl Pipeline {
                 biased;
                 share = self.budget.share(lane, delivery.body.len()) => Some(share),
                 () = self.stop.cancelled() => None,
+                () = self.pauses.until_paused_by_operator(lane) => None,
             };
             if share.is_none() || self.is_paused(lane) {
                 // The daemon stops, or its consumer is being cancelled.
@@ -396,9 +400,9 @@ impl Pipeline {
         }
     }
 
-    /// Whether this lane takes nothing at the moment.
+    /// Whether this lane takes nothing at the moment. The store is asked itself: it knows first.
     fn is_paused(&self, lane: Lane) -> bool {
-        lane != Lane::Fast && !self.store.is_up()
+        self.pauses.is_paused(lane) || (lane != Lane::Fast && !self.store.is_up())
     }
 
     fn is_too_old(&self, published_at: DateTime<Utc>) -> bool {

@@ -60,6 +60,9 @@ pub mod replay;
 /// What providers told of mails.
 pub mod feedback;
 
+/// Paused lanes, and daemons that are alive.
+pub mod lanes;
+
 /// What operators did.
 pub mod changes;
 

@@ -140,8 +140,8 @@ impl Consumers {
                 state.send_replace(ConsumerState::Paused(why));
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    // Whoever could end the pause is gone, and so will we be.
-                    resumed = subscription.pause.wait_for(Option::is_none) => if resumed.is_err() { break },
+                    // Over, or for another reason. Whoever could end the pause is gone, and so will we be.
+                    changed = subscription.pause.changed() => if changed.is_err() { break },
                 }
                 continue;
             }

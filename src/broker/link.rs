@@ -84,6 +84,8 @@ pub enum Purpose {
     Publish,
     /// Shows events to somebody at a terminal.
     Tail,
+    /// Counts what waits, for somebody at a terminal.
+    Look,
 }
 
 impl Purpose {
@@ -92,6 +94,7 @@ impl Purpose {
             Self::Consume => "postrider consume",
             Self::Publish => "postrider publish",
             Self::Tail => "postrider tail",
+            Self::Look => "postrider look",
         }
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Readiness {
     ready: bool,
     /// What stands in a mail's way
     reasons: Vec<String>,
+    /// Lanes that an operator has paused, which is no fault
+    paused: Vec<&'static str>,
     /// In order of preference
     relays: Vec<RelayItem>,
 }
@@ -82,7 +84,10 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, Json
     let reasons = reasons(&admin, &relays);
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let relays = relays.iter().map(relay_item).collect();
-    (status, Json(Readiness { ready: reasons.is_empty(), reasons, relays }))
+    // Anybody may read this: by whom and why is told to operators.
+    let pauses = admin.pauses.by_operator();
+    let paused = Lane::ALL.into_iter().filter(|lane| pauses.get(*lane).is_some()).map(Lane::name).collect();
+    (status, Json(Readiness { ready: reasons.is_empty(), reasons, paused, relays }))
 }
 
 fn relay_item(relay: &RelayHealth) -> RelayItem {
@@ -102,7 +107,8 @@ fn relay_item(relay: &RelayHealth) -> RelayItem {
     }
 }
 
-fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
+/// What stands in a mail's way, in words.
+pub(super) fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
     let mut reasons = Vec::new();
     reasons.extend(admin.starting.borrow().clone());
     match &*admin.store.health().borrow() {

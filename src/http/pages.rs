@@ -16,6 +16,12 @@ mod layout;
 /// Stylesheet, script, icon.
 mod assets;
 
+/// How everything fares, and steering lanes.
+mod overview;
+
+/// Small plots.
+mod plot;
+
 /// Mails, and one mail.
 mod messages;
 
@@ -38,7 +44,7 @@ use axum::{
     extract::Request,
     http::{HeaderName, HeaderValue, header},
     middleware::{self, Next},
-    response::{Html, IntoResponse, Redirect, Response},
+    response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 
@@ -55,7 +61,9 @@ const MAIL_POLICY: &str =
 
 pub(super) fn router() -> Router<Arc<Admin>> {
     Router::new()
-        .route("/", get(async |_: session::Session| Redirect::to("/messages")))
+        .route("/", get(overview::show))
+        .route("/lanes/{lane}/pause", post(overview::pause))
+        .route("/lanes/{lane}/resume", post(overview::resume))
         .route("/sign-in", get(sign_in::page).post(sign_in::sign_in))
         .route("/sign-out", post(sign_in::sign_out))
         .route("/messages", get(messages::list))

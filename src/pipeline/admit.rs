@@ -400,13 +400,16 @@ impl Pipeline {
         }
     }
 
-    /// A place on a connection; nothing when the daemon stops first, or the delivery is somebody else's by now.
+    /// A place on a connection; nothing when the daemon stops first, an operator pauses the lane, or the delivery is somebody
+    /// else's by now.
     pub(super) async fn place(&self, message: &Message<'_>) -> Option<Place> {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => None,
             () = message.gone.cancelled() => None,
+            // Whoever has a place at once need not be told.
             place = self.relays.place(message.lane()) => Some(place),
+            () = self.pauses.until_paused_by_operator(message.lane()) => None,
         }
     }
 

@@ -6,12 +6,16 @@ mod list;
 /// What operators want nothing of any more.
 mod discard;
 
+/// What waits, grouped.
+mod groups;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
 pub use self::{
     discard::{Discard, Discarded, NOTE_CHARS_MAX},
+    groups::{DeadGroup, DeadGroups},
     list::{DeadCursor, DeadPage},
 };
 use super::{Store, StoreError, replay::LetterState, within_limit};

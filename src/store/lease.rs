@@ -9,9 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{Store, StoreError, within_limit};
+
+/// Figures that are shown of another daemon are this old at most.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// What this daemon knows of its own lease.
 pub(super) struct Lease {
@@ -38,14 +42,23 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn renew_lease(&self) -> Result<(), StoreError> {
+        self.renew_with(None).await
+    }
+
+    /// The same, and writes down what this daemon tells of itself, if it does.
+    async fn renew_with(&self, figures: Option<Value>) -> Result<(), StoreError> {
         let began = Instant::now();
         let seconds = self.lease.length.as_secs_f64();
         // The fast lane's connections: renewing must not queue behind a flood of other lanes' work.
         let renewing = sqlx::query!(
-            "insert into email_workers (id, lease_until) values ($1, now() + make_interval(secs => $2))
-             on conflict (id) do update set lease_until = excluded.lease_until",
+            "insert into email_workers (id, lease_until, figures, reported_at)
+             values ($1, now() + make_interval(secs => $2), $3, case when $3::json is not null then now() end)
+             on conflict (id) do update set lease_until = excluded.lease_until,
+                figures = coalesce(excluded.figures, email_workers.figures),
+                reported_at = coalesce(excluded.reported_at, email_workers.reported_at)",
             self.worker_id,
-            seconds
+            seconds,
+            figures
         )
         .execute(&self.fast_pool);
         within_limit(async { Ok(renewing.await?) }).await?;
@@ -53,10 +66,12 @@ impl Store {
         Ok(())
     }
 
-    /// Renews the lease four times in its length, until `stop`; then gives it up, so that nobody waits for it.
-    pub async fn keep_lease(self: Arc<Self>, stop: CancellationToken) {
+    /// Renews the lease four times in its length or more often, until `stop`; then gives it up, so that nobody waits for it.
+    /// What `figures` answers goes with it, for whoever asks how all daemons fare.
+    pub async fn keep_lease(self: Arc<Self>, figures: impl Fn() -> Value + Send, stop: CancellationToken) {
+        let pause = (self.lease.length / 4).min(REPORT_EVERY);
         loop {
-            if let Err(error) = self.renew_lease().await {
+            if let Err(error) = self.renew_with(Some(figures())).await {
                 tracing::warn!(%error, "could not renew the lease");
                 if error.is_away() {
                     self.note_away(&error);
@@ -64,7 +79,7 @@ impl Store {
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(self.lease.length / 4) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
         // Rows of workers that are long gone are of no use to anybody: the row missing means the same as a lease run out.

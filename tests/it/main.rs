@@ -136,3 +136,7 @@ mod webhook_receipts;
 mod webhook_limits;
 
 mod feedback_end_to_end;
+
+mod broker_lanes;
+
+mod pages_overview;
