@@ -78,7 +78,18 @@ enum BadBody {
     NotJson(ProblemDetails),
     /// The body is not what is asked for, or the template is not sound; `findings` then says why.
     #[response(status = 422, content_type = "application/problem+json")]
-    Unfit(ProblemDetails),
+    Unfit(UnfitTemplate),
+}
+
+/// Why a template is not taken.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "only described")]
+struct UnfitTemplate {
+    #[schema(inline)]
+    #[serde(flatten)]
+    problem: ProblemDetails,
+    /// What stands against it; missing where the body is not what is asked for
+    findings: Option<Vec<FindingItem>>,
 }
 
 /// Which templates to list.

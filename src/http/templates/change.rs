@@ -37,7 +37,26 @@ use crate::{
 enum Conflict {
     /// Another version is active than was expected (`versions` names both), or there is nothing to go back to or to deactivate.
     #[response(status = 409, content_type = "application/problem+json")]
-    Conflict(ProblemDetails),
+    Conflict(TemplateConflict),
+}
+
+/// Why nothing was changed.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "only described")]
+struct TemplateConflict {
+    #[schema(inline)]
+    #[serde(flatten)]
+    problem: ProblemDetails,
+    /// Missing where there is nothing to go back to or to deactivate
+    versions: Option<ConflictingVersions>,
+}
+
+/// The version that is active, and the one that the change began from.
+#[derive(Debug, ToSchema)]
+#[allow(dead_code, reason = "only described")]
+struct ConflictingVersions {
+    active: Option<i32>,
+    expected: Option<i32>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
