@@ -29,6 +29,8 @@ use crate::{
     outbox::Outbox,
     pipeline::{Budget, Memory, Pipeline, Quarantine},
     reload,
+    replay::run::Runner,
+    retransmission,
     smtp::Relays,
     store::{Store, StoreError},
     templates::Catalogue,
@@ -36,6 +38,8 @@ use crate::{
 
 /// Channels for retry copies and dead letters, for each lane.
 const PUBLISHER_CHANNELS: usize = 4;
+/// Channels for dead letters that are replayed and recorded mails that are sent again.
+const REPLAY_CHANNELS: usize = 4;
 /// Dead letters held while they are being archived.
 const ARCHIVE_PREFETCH: u16 = 32;
 /// Longest pause between two tries to begin while something is away.
@@ -133,6 +137,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     let consume_link = Arc::new(Link::new(&config.broker, Purpose::Consume)?);
     let publish_link = Arc::new(Link::new(&config.broker, Purpose::Publish)?);
     let publishers = PerLane::from_fn(|_| Arc::new(Publisher::new(Arc::clone(&publish_link), PUBLISHER_CHANNELS)));
+    let replays = Arc::new(Publisher::new(Arc::clone(&publish_link), REPLAY_CHANNELS));
     let lanes = PerLane::from_fn(|_| watch::Sender::new(ConsumerState::Starting));
 
     let pauses = Pauses::new(Arc::clone(&store));
@@ -157,6 +162,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         reporter: Arc::clone(&reporter),
         metrics: Arc::clone(&metrics),
         publisher: Arc::clone(&publishers.standard),
+        replays: Arc::clone(&replays),
         http: config.http.clone(),
         mail: config.mail.clone(),
         rules: config.pipeline.clone(),
@@ -214,6 +220,21 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     let events = PipelinedPublisher::new(Arc::clone(&publish_link), topology.clone());
     // Its last batch is after the last mail's outcome.
     tasks.spawn(Outbox::new(Arc::clone(&store), events, Arc::clone(&metrics)).keep(end.clone()));
+    let runner = Runner {
+        store: Arc::clone(&store),
+        publisher: Arc::clone(&replays),
+        link: Arc::clone(&publish_link),
+        pipeline: config.pipeline.clone(),
+        is_patient: true,
+    };
+    // Left as soon as the daemon is told to stop: what it would publish is for those who go on.
+    tasks.spawn(runner.follow(stop.clone()));
+    tasks.spawn(retransmission::follow(
+        Arc::clone(&store),
+        Arc::clone(&replays),
+        config.pipeline.clone(),
+        stop.clone(),
+    ));
     let pipeline = Arc::new(Pipeline {
         rules: config.pipeline.clone(),
         mail: config.mail.clone(),

@@ -28,6 +28,9 @@ mod dead;
 /// `postrider dead replay`.
 mod replay;
 
+/// `postrider dead runs` and `dead run`.
+mod runs;
+
 /// `postrider feedback`.
 mod feedback;
 

@@ -50,7 +50,7 @@ pub enum Point {
     AckDue,
     /// The acknowledgement was written.
     Acked,
-    /// A dead letter is on its way again, as far as the database knows; its copy has not been published.
+    /// A dead letter, or a recorded mail, is on its way again, as far as the database knows; its message has not been published.
     ReplayCommitted,
     /// The broker has confirmed that copy; the database has not heard of it.
     ReplayConfirmed,

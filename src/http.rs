@@ -24,6 +24,12 @@ mod messages;
 /// `/api/v1/email/dead-letters`.
 pub(crate) mod dead_letters;
 
+/// `/api/v1/email/replays`.
+pub(crate) mod replays;
+
+/// `/api/v1/email/messages/{id}/resend`.
+mod resend;
+
 /// `/api/v1/email/feedback`.
 mod feedback;
 
@@ -102,6 +108,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// For test mails.
     pub publisher: Arc<Publisher>,
+    /// For recorded mails that are sent again.
+    pub replays: Arc<Publisher>,
     /// Tokens.
     pub http: HttpConfig,
     /// What templates show.
@@ -153,6 +161,8 @@ fn areas() -> Vec<OpenApiRouter<Arc<Admin>>> {
         suppressions::routes(),
         feedback::routes(),
         templates::routes(),
+        replays::routes(),
+        resend::routes(),
         lanes::routes(),
         changes::routes(),
     ]

@@ -36,6 +36,8 @@ pub mod outbox;
 
 pub mod replay;
 
+pub mod retransmission;
+
 pub mod lanes;
 
 pub mod feedback;

@@ -86,7 +86,9 @@ impl Draft {
     }
 }
 
-const fn wire_priority(priority: Priority) -> wire::Priority {
+/// A priority as it travels.
+#[must_use]
+pub const fn wire_priority(priority: Priority) -> wire::Priority {
     match priority {
         Priority::P0 => wire::Priority::P0,
         Priority::P1 => wire::Priority::P1,

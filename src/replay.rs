@@ -1,11 +1,15 @@
-//! Replaying dead letters: plan, and run. Used by the command line, and by whatever else replays.
+//! Replaying dead letters: how one goes on its way again, and what replaying knows of the templates. Command line, API and pages
+//! replay in runs ([`run`]).
 //!
 //! One letter goes on its way again like this: one transaction decides and commits ([`Store::begin_replay`]), then the copy is
 //! published and confirmed, then the letter says `replayed`. Cut off anywhere, the next replay of it publishes the same copy
 //! again, and whoever gets it twice recognises the second as a duplicate.
 //!
 //! Invariant: no copy is published before the commit that its rows, and every older copy, are judged by.
-//! Invariant: bodies are read one at a time; a plan reads none.
+//! Invariant: bodies are read as their letters are sent; a plan reads none.
+
+/// Runs, letter by letter.
+pub mod run;
 
 use std::{collections::HashMap, panic::AssertUnwindSafe, time::Duration};
 
@@ -34,14 +38,12 @@ use crate::{
     publish,
     store::{
         Store, StoreError,
-        replay::{Begun, LetterContent, LetterFacts, ReplayCopy, ReplayRules, Skip, Verdict, decide},
+        replay::{Begun, LetterContent, ReplayCopy, ReplayRules, Skip},
     },
     templates::{TemplateSource, parse_manifest},
     wire,
 };
 
-/// Letters that a plan looks at together.
-const PLANNED_AT_ONCE: usize = 500;
 /// What retry copies say of themselves and of those who still wait, and what their first claim has fixed.
 const OF_RETRY_COPIES: [&str; 4] = [COPY, DOUBTFUL, PENDING, TEMPLATE_VERSION];
 
@@ -56,22 +58,13 @@ pub enum ReplayError {
     Broker(#[from] BrokerError),
 }
 
-/// What would become of one letter.
-#[derive(Debug, Clone)]
-pub struct Planned {
-    /// The letter.
-    pub letter: LetterFacts,
-    /// What a replay does with it.
-    pub verdict: Verdict,
-    /// Whose words it would send. Nothing when that is for its arrival to find out.
-    pub version: Option<i32>,
-}
-
 /// What has become of one letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replayed {
     /// Its copy is on its way, confirmed by the broker.
     Published,
+    /// It was, by an earlier replay that was cut off.
+    Arrived,
     /// Nothing was done.
     Skipped(Skip),
 }
@@ -103,66 +96,40 @@ impl Templates {
         Ok(all)
     }
 
+    /// Those for which the whole suppression list counts.
+    #[must_use]
+    pub fn marketing(&self) -> &[String] {
+        &self.marketing
+    }
+
     /// The rules of a replay that knows these templates.
     #[must_use]
     pub fn rules(&self, keep_version: bool, audit_retention: Duration) -> ReplayRules {
-        ReplayRules { keep_version, audit_retention, marketing: self.marketing.clone() }
-    }
-
-    /// Whose words a reopened letter would send, but for a version that the producer pinned.
-    fn version_for(&self, letter: &LetterFacts, keep_version: bool) -> Option<i32> {
-        let active = letter.template_key.as_ref().and_then(|key| self.active.get(key)).copied();
-        let fixed = letter.request.as_ref().and_then(|request| request.template_version);
-        if keep_version { fixed.or(active) } else { active }
+        let (marketing, active) = (self.marketing.clone(), self.active.clone());
+        ReplayRules { keep_version, audit_retention, marketing, active }
     }
 }
 
-/// What would become of these letters, in their order, if they were replayed now. Changes nothing.
-///
-/// # Errors
-/// When the database is away.
-pub async fn plan(
-    store: &Store,
-    ids: &[Uuid],
-    templates: &Templates,
-    rules: &ReplayRules,
-    now: DateTime<Utc>,
-) -> Result<Vec<Planned>, StoreError> {
-    let mut plan = Vec::with_capacity(ids.len());
-    for chunk in ids.chunks(PLANNED_AT_ONCE) {
-        let facts = store.letter_facts(chunk, &rules.marketing).await?;
-        let mut facts: HashMap<Uuid, LetterFacts> = facts.into_iter().map(|letter| (letter.id, letter)).collect();
-        for letter in chunk.iter().filter_map(|id| facts.remove(id)) {
-            let verdict = decide(&letter, rules.audit_retention, now);
-            let version = match verdict {
-                Verdict::Reopen { .. } => templates.version_for(&letter, rules.keep_version),
-                // What was fixed or cleared when it was begun stays so; without rows it is the message's own business.
-                Verdict::Again { .. } | Verdict::Resume { .. } | Verdict::Arrived | Verdict::Skip(_) => None,
-            };
-            plan.push(Planned { letter, verdict, version });
-        }
-    }
-    Ok(plan)
-}
-
-/// Sends one letter on its way again; returns when the broker has its copy. Nothing: there is no such letter.
+/// Sends one letter on its way again; returns when the broker has its copy. That it was replayed is for the caller to note, in
+/// the letter and wherever else. Nothing: there is no such letter.
 ///
 /// # Errors
 /// When the database or the broker is away. Replaying it again is safe.
 pub async fn replay(
     store: &Store,
     publisher: &Publisher,
-    letter: &LetterFacts,
+    id: Uuid,
+    reason: Option<Reason>,
     rules: &ReplayRules,
     pipeline: &PipelineConfig,
 ) -> Result<Option<Replayed>, ReplayError> {
-    let id = letter.id;
-    let read = match letter.reason {
+    let read = match reason {
         Some(Reason::Poison) => store.letter_content(id).await?.and_then(|content| read(content, pipeline)),
         _ => None,
     };
     let copy = match store.begin_replay(id, rules, read).await? {
         Begun::Publish(copy) => copy,
+        Begun::Arrived => return Ok(Some(Replayed::Arrived)),
         Begun::Skip(skip) => return Ok(Some(Replayed::Skipped(skip))),
         Begun::Unknown => return Ok(None),
     };
@@ -174,7 +141,6 @@ pub async fn replay(
     let body = Bytes::from(std::mem::take(&mut content.body));
     publisher.publish(&outgoing(&copy, &content, body)).await?;
     faults::reached_by(Point::ReplayConfirmed, request);
-    store.finish_replay(&copy).await?;
     Ok(Some(Replayed::Published))
 }
 
@@ -182,22 +148,10 @@ pub async fn replay(
 fn read(content: LetterContent, rules: &PipelineConfig) -> Option<PayloadHash> {
     let property = |name: &str| content.properties.get(name).and_then(Value::as_str).map(str::to_owned);
     let envelope = Envelope {
-        lane: Lane::Standard,
-        routing_key: content.routing_key.clone().unwrap_or_default(),
         content_type: property("content_type"),
         message_id: property("message_id"),
         published_at: Some(content.first_at),
-        generation: 0,
-        copy_no: 0,
-        is_copy: false,
-        crashes: 0,
-        pending: None,
-        is_doubtful: false,
-        template_version: None,
-        redelivered: false,
-        replayed_at: None,
-        traceparent: None,
-        tracestate: None,
+        ..Envelope::of_nobody(content.routing_key.as_deref().unwrap_or_default())
     };
     let body = Bytes::from(content.body);
     let decoding = AssertUnwindSafe(|| decode(&envelope, &body, rules, Utc::now()));

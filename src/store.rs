@@ -57,6 +57,9 @@ pub mod dead;
 /// Sending them on their way again.
 pub mod replay;
 
+/// Sending recorded mails again.
+pub mod retransmission;
+
 /// What providers told of mails.
 pub mod feedback;
 

@@ -59,6 +59,14 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// Whether the broker will never take this message, whatever becomes of it: it is too large, for instance.
+    #[must_use]
+    pub fn is_about_the_message(&self) -> bool {
+        // CONTENT_TOO_LARGE and PRECONDITION_FAILED, as they close the channel that it was published on.
+        matches!(self, Self::Amqp(error)
+            if matches!(error.kind(), ErrorKind::ProtocolError(said) if matches!(said.get_id(), 311 | 406)))
+    }
+
     /// Whether a queue or exchange of ours has been deleted: declaring the topology again may help.
     #[must_use]
     pub fn is_missing_object(&self) -> bool {

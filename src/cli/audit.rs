@@ -3,6 +3,9 @@
 /// `postrider messages show`.
 mod show;
 
+/// `postrider messages resend`.
+mod resend;
+
 use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
@@ -40,6 +43,8 @@ pub(super) struct MessagesArgs {
 enum Command {
     /// Show one mail, with everything that happened to it. That you looked is kept.
     Show(show::Args),
+    /// Send a recorded mail again, as it was.
+    Resend(resend::Args),
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +79,7 @@ pub(super) async fn messages(context: &Session, args: MessagesArgs) -> anyhow::R
     context.log_quietly();
     match args.command {
         Some(Command::Show(args)) => show::run(context, args).await,
+        Some(Command::Resend(args)) => resend::run(context, args).await,
         None => list(context, args.list).await,
     }
 }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, builder::PossibleValuesParser};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Session, one_line, or_dash, replay, suppressions::ByArgs, table};
+use super::{Session, one_line, or_dash, replay, runs, suppressions::ByArgs, table};
 use crate::{
     email::Reason,
     http::dead_letters::{content, dead_letter_json, dead_page_json, listed, words},
@@ -32,7 +32,12 @@ pub(super) enum Command {
     /// Put letters away for good: they stay to be looked at, and are never replayed.
     Discard(DiscardArgs),
     /// Send letters on their way again, each at most once.
-    Replay(replay::Args),
+    Replay(Box<replay::Args>),
+    /// List replays, newest first.
+    Runs(runs::ListArgs),
+    /// Show a replay, or start, pause, resume or cancel it.
+    #[command(subcommand)]
+    Run(runs::Command),
 }
 
 /// Which letters are meant; every part that is given must match.
@@ -125,7 +130,9 @@ pub(super) async fn run(context: &Session, command: Command) -> anyhow::Result<E
             Ok(ExitCode::SUCCESS)
         }
         Command::Discard(args) => discard(context, args).await,
-        Command::Replay(args) => replay::run(context, args).await,
+        Command::Replay(args) => replay::run(context, *args).await,
+        Command::Runs(args) => runs::list(context, args).await,
+        Command::Run(command) => runs::run(context, command).await,
     }
 }
 

@@ -42,6 +42,29 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    /// Of a message that nobody has delivered: for reading one outside of the pipeline.
+    #[must_use]
+    pub fn of_nobody(routing_key: &str) -> Self {
+        Self {
+            lane: Lane::Standard,
+            routing_key: routing_key.to_owned(),
+            content_type: None,
+            message_id: None,
+            published_at: None,
+            generation: 0,
+            copy_no: 0,
+            is_copy: false,
+            crashes: 0,
+            pending: None,
+            is_doubtful: false,
+            template_version: None,
+            redelivered: false,
+            replayed_at: None,
+            traceparent: None,
+            tracestate: None,
+        }
+    }
+
     /// Whether its request may have rows already: a redelivery, a retry copy, a replay.
     #[must_use]
     pub const fn may_be_known(&self) -> bool {

@@ -5,6 +5,9 @@
 /// What answers look like.
 mod json;
 
+/// What would become of letters, and what waits.
+pub(super) mod plan;
+
 use std::sync::Arc;
 
 use axum::{
@@ -33,17 +36,22 @@ use crate::{
     config::Role,
     email::Reason,
     store::{
-        dead::{DeadCursor, DeadFilter, Discarded, NOTE_CHARS_MAX},
+        dead::{DeadCursor, DeadFilter, Discard, Discarded, NOTE_CHARS_MAX},
         messages::detail::Viewed,
         replay::LetterState,
     },
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(show)).routes(routes!(discard))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(plan::groups))
+        .routes(routes!(plan::plan))
+        .routes(routes!(show))
+        .routes(routes!(discard))
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
@@ -80,6 +88,31 @@ pub(super) struct ListParams {
     cursor: Option<String>,
 }
 
+impl ListParams {
+    /// What they ask for.
+    ///
+    /// # Errors
+    /// 400, naming the parameter that is wrong.
+    pub(super) fn filter(self, admin: &Admin) -> Result<DeadFilter, Problem> {
+        let reasons = Reason::ALL.iter().map(|reason| reason.name());
+        let states = LetterState::ALL.iter().map(|state| state.name());
+        Ok(DeadFilter {
+            reason: params::one_of("reason", self.reason.as_deref(), Reason::from_name, reasons)?
+                .map(|reason| reason.name().to_owned()),
+            template_key: params::word("template", self.template)?,
+            source: params::word("source", self.source)?,
+            states: params::one_of("state", self.state.as_deref(), LetterState::from_name, states)?
+                .into_iter()
+                .collect(),
+            since: params::time("since", self.since.as_deref())?,
+            until: params::time("until", self.until.as_deref())?,
+            recipient_hash: params::recipient(admin, "to", self.to.as_deref())?,
+            after: params::cursor(self.cursor.as_deref(), DeadCursor::from_text)?,
+            limit: params::limit(self.limit)?,
+        })
+    }
+}
+
 /// What failed for good, newest first
 ///
 /// A page looks at no more than 50,000 letters from where it begins; `searched_since` says how far back it came.
@@ -92,21 +125,7 @@ pub(super) async fn list(
     operator: Operator,
     params: Result<Query<ListParams>, QueryRejection>,
 ) -> Result<Json<DeadLetterList>, Problem> {
-    let given = params::query(params)?;
-    let reasons = Reason::ALL.iter().map(|reason| reason.name());
-    let states = LetterState::ALL.iter().map(|state| state.name());
-    let filter = DeadFilter {
-        reason: params::one_of("reason", given.reason.as_deref(), Reason::from_name, reasons)?
-            .map(|reason| reason.name().to_owned()),
-        template_key: params::word("template", given.template)?,
-        source: params::word("source", given.source)?,
-        states: params::one_of("state", given.state.as_deref(), LetterState::from_name, states)?.into_iter().collect(),
-        since: params::time("since", given.since.as_deref())?,
-        until: params::time("until", given.until.as_deref())?,
-        recipient_hash: params::recipient(&admin, "to", given.to.as_deref())?,
-        after: params::cursor(given.cursor.as_deref(), DeadCursor::from_text)?,
-        limit: params::limit(given.limit)?,
-    };
+    let filter = params::query(params)?.filter(&admin)?;
     let page = admin.store.dead_letters(&filter).await?;
     Ok(Json(dead_page_json(&page, operator.needs(Role::Operator).is_ok())))
 }
@@ -180,31 +199,42 @@ pub(super) async fn discard(
     operator.needs(Role::Operator)?;
     let id = params::uuid("id", &id)?;
     let body = body.map_err(params::unreadable)?;
-    let note =
-        body.and_then(|Json(why)| why).map(|Members(why)| why).unwrap_or_default().note.filter(|note| !note.is_empty());
-    if note.as_deref().is_some_and(|note| note.contains('\0') || note.chars().count() > NOTE_CHARS_MAX) {
-        return Err(params::bad(format!("note: at most {NOTE_CHARS_MAX} characters, none of them NUL")));
-    }
-    let (discard, is_new) = match admin.store.discard(id, &operator.by(), note.as_deref()).await? {
-        Discarded::Done(discard) => (Some(discard), true),
-        Discarded::Before(discard) => (discard, false),
-        Discarded::Refused(state) => {
-            return Err(Problem::new(
-                StatusCode::CONFLICT,
-                format!("the letter is {}: only one that waits can be discarded", state.name()),
-            ));
-        }
-        Discarded::Unknown => return Err(unknown()),
-    };
-    if is_new {
-        tracing::info!(operator = operator.name, letter = %id, "a dead letter was discarded");
-    }
+    let note = body.and_then(|Json(why)| why).map(|Members(why)| why).unwrap_or_default().note;
+    let (discard, is_new) = discard_as(&admin, &operator, id, note).await?;
     Ok(Json(DiscardedLetter {
         id,
         state: LetterState::Discarded.name(),
         is_new,
         discard: discard.as_ref().map(|discard| discard_json(discard, true)),
     }))
+}
+
+/// Discards a letter. Answers by whom and why it is discarded, and whether it was not before.
+///
+/// # Errors
+/// 400 for a note that cannot be kept, 404, 409 for a letter that is on its way again, 503.
+pub(super) async fn discard_as(
+    admin: &Admin,
+    operator: &Operator,
+    id: Uuid,
+    note: Option<String>,
+) -> Result<(Option<Discard>, bool), Problem> {
+    let note = note.filter(|note| !note.is_empty());
+    if note.as_deref().is_some_and(|note| note.contains('\0') || note.chars().count() > NOTE_CHARS_MAX) {
+        return Err(params::bad(format!("note: at most {NOTE_CHARS_MAX} characters, none of them NUL")));
+    }
+    match admin.store.discard(id, &operator.by(), note.as_deref()).await? {
+        Discarded::Done(discard) => {
+            tracing::info!(operator = operator.name, letter = %id, "a dead letter was discarded");
+            Ok((Some(discard), true))
+        }
+        Discarded::Before(discard) => Ok((discard, false)),
+        Discarded::Refused(state) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            format!("the letter is {}: only one that waits can be discarded", state.name()),
+        )),
+        Discarded::Unknown => Err(unknown()),
+    }
 }
 
 fn unknown() -> Problem {

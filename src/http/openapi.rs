@@ -20,6 +20,9 @@ use super::{Admin, auth::Operator, problem::Unauthorized};
 /// Where descriptions of types stand in the document.
 const SCHEMAS: &str = "#/components/schemas/";
 
+/// Problems whose further members are there only where there is something to say.
+const PROBLEMS_WITH_MORE: [&str; 2] = ["UnfitTemplate", "TemplateConflict"];
+
 /// What is not said by handlers.
 #[derive(OpenApi)]
 #[openapi(
@@ -33,6 +36,8 @@ const SCHEMAS: &str = "#/components/schemas/";
         license(name = "MIT OR Apache-2.0")
     ),
     servers((url = "/", description = "The admin listener")),
+    // What only refusals refer to is not found by itself.
+    components(schemas(super::templates::UnfitTemplate, super::templates::TemplateConflict)),
     security(("token" = [])),
     modifiers(&Token)
 )]
@@ -73,7 +78,8 @@ async fn document(
 
 /// Requires what answers always have. What stands in a request body too stays as it is: there, members may be left out.
 pub(super) fn complete(mut document: openapi::OpenApi) -> openapi::OpenApi {
-    let asked = in_requests(&document);
+    let mut asked = in_requests(&document);
+    asked.extend(PROBLEMS_WITH_MORE.map(str::to_owned));
     if let Some(components) = &mut document.components {
         for (_, schema) in components.schemas.iter_mut().filter(|(name, _)| !asked.contains(*name)) {
             require_all(schema);

@@ -1,6 +1,7 @@
 //! Parameters that several routes take: each fault is told with the parameter's name.
 
 use axum::{
+    Json,
     extract::{
         Query,
         rejection::{JsonRejection, QueryRejection},
@@ -48,6 +49,11 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Members<T> {
 #[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
 pub(super) fn unreadable(error: JsonRejection) -> Problem {
     Problem::new(error.status(), error.body_text())
+}
+
+/// What came with a request, as a JSON object.
+pub(super) fn body<T>(body: Result<Json<Members<T>>, JsonRejection>) -> Result<T, Problem> {
+    body.map(|Json(Members(body))| body).map_err(unreadable)
 }
 
 pub(super) fn limit(given: Option<i64>) -> Result<i64, Problem> {

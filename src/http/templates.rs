@@ -25,6 +25,7 @@ use serde_json::{Map, Value};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub(super) use self::change::TemplateConflict;
 pub use self::{
     change::{saved_json, switch_json},
     history::{difference_json, version_list_json, whole_version_json},
@@ -84,7 +85,7 @@ enum BadBody {
 /// Why a template is not taken.
 #[derive(Debug, ToSchema)]
 #[allow(dead_code, reason = "only described")]
-struct UnfitTemplate {
+pub(super) struct UnfitTemplate {
     #[schema(inline)]
     #[serde(flatten)]
     problem: ProblemDetails,

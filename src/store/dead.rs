@@ -185,38 +185,6 @@ impl Store {
         Ok(())
     }
 
-    /// The ids of all that match, oldest first, whatever the filter's page and limit.
-    ///
-    /// A recipient is found by the rows of the letter's request; of a letter that waits, only those count that failed or are
-    /// held.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn dead_letter_ids(&self, filter: &DeadFilter) -> Result<Vec<Uuid>, StoreError> {
-        let states: Vec<String> = filter.states.iter().map(|state| state.name().to_owned()).collect();
-        Ok(sqlx::query_scalar!(
-            "select d.id from dead_letters d
-             where ($1::text is null or d.reason = $1) and ($2::text is null or d.template_key = $2)
-                and ($3::text is null or d.source = $3)
-                and (cardinality($4::text[]) = 0 or d.state = any($4))
-                and ($5::timestamptz is null or coalesce(d.last_at, d.archived_at) >= $5)
-                and ($6::timestamptz is null or coalesce(d.last_at, d.archived_at) < $6)
-                and ($7::bytea is null or exists (
-                    select 1 from email_messages m where m.request_id = d.request_id and m.recipient_hash = $7
-                        and (d.state <> 'waiting' or m.status = 'failed' or m.held)))
-             order by d.archived_at, d.id",
-            filter.reason,
-            filter.template_key,
-            filter.source,
-            &states,
-            filter.since,
-            filter.until,
-            filter.recipient_hash.as_ref().map(<[u8; 32]>::as_slice)
-        )
-        .fetch_all(&self.pool)
-        .await?)
-    }
-
     /// The letters of this id: the one that has it, or all of the request that has it, oldest first.
     ///
     /// # Errors

@@ -392,10 +392,10 @@ async fn insert_recipient(
     .execute(&mut *tx)
     .await?;
     // Their bytes come with the first entry only, and that may be a later one.
-    for attachment in &entry.attachments {
+    for (ordinal, attachment) in entry.attachments.iter().enumerate() {
         sqlx::query!(
-            "insert into email_attachments (message_id, filename, content_type, content_id, size_bytes, sha256)
-             select m.id, $3::text, $4, $5, $6, b.sha256 from email_messages m, attachment_blobs b
+            "insert into email_attachments (message_id, filename, content_type, content_id, size_bytes, sha256, ordinal)
+             select m.id, $3::text, $4, $5, $6, b.sha256, $8 from email_messages m, attachment_blobs b
              where m.request_id = $1 and m.recipient_hash = $2 and b.sha256 = $7 and not exists (
                 select 1 from email_attachments a where a.message_id = m.id and a.sha256 = b.sha256 and a.filename = $3::text)",
             entry.request.id,
@@ -404,7 +404,8 @@ async fn insert_recipient(
             attachment.content_type,
             attachment.content_id,
             attachment.size_bytes,
-            hex::decode(&attachment.sha256).unwrap_or_default()
+            hex::decode(&attachment.sha256).unwrap_or_default(),
+            i32::try_from(ordinal).unwrap_or(i32::MAX)
         )
         .execute(&mut *tx)
         .await?;

@@ -7,15 +7,32 @@
 /// Whether a letter may go on its way again, decided without a database.
 mod verdict;
 
+/// What would become of letters.
+mod plan;
+
+/// Replays that outlive whoever began them.
+mod runs;
+
+/// Who is at a run, and what has become of its letters.
+mod runner;
+
 use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-pub use self::verdict::{KnownRequest, LetterFacts, LetterState, RecipientFacts, Skip, Verdict, decide};
-use super::{Store, StoreError, within_limit};
+pub use self::{
+    plan::{Chosen, PlanCounts, PlanGroup, PlanSkip, Planned},
+    runner::{LETTERS_AT_ONCE, Lease, LetterResult, OpenItem, RunProgress, RunWork},
+    runs::{
+        ItemFilter, ItemPage, ItemResult, NewRun, RATE_DEFAULT, RATE_MAX, Run, RunAction, RunChange, RunItem, RunPage,
+        RunState,
+    },
+    verdict::{KnownRequest, LetterFacts, LetterState, RecipientFacts, Skip, Verdict, decide},
+};
+use super::{Store, StoreError, whole::Whole, within_limit};
 use crate::email::{Lane, PayloadHash, Reason, Status, settlement_id};
 
 /// How letters are replayed.
@@ -27,6 +44,8 @@ pub struct ReplayRules {
     pub audit_retention: Duration,
     /// Templates for which the whole suppression list counts, and not only bounces and complaints.
     pub marketing: Vec<String>,
+    /// The active version of each template.
+    pub active: HashMap<String, i32>,
 }
 
 /// The copy of a letter that is to be published.
@@ -51,6 +70,8 @@ pub struct ReplayCopy {
 pub enum Begun {
     /// It is committed: publish this.
     Publish(ReplayCopy),
+    /// An earlier replay was cut off after its copy had arrived: only the letter does not say so yet.
+    Arrived,
     /// Nothing is to be done.
     Skip(Skip),
     /// There is no such letter.
@@ -75,15 +96,6 @@ pub struct LetterContent {
 }
 
 impl Store {
-    /// What the audit says of these letters, in no order; those that do not exist are missing.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn letter_facts(&self, ids: &[Uuid], marketing: &[String]) -> Result<Vec<LetterFacts>, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        facts(&mut connection, ids, marketing).await
-    }
-
     /// Decides under a lock whether a letter goes on its way again, and commits what its copy needs to find.
     ///
     /// A poisonous message is known by its `message_id` only: `read` is what reading its bytes has shown since, and without it
@@ -106,61 +118,12 @@ impl Store {
     }
 
     async fn begin_once(&self, id: Uuid, rules: &ReplayRules, read: Option<PayloadHash>) -> Result<Begun, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        let locked = sqlx::query!("select request_id from dead_letters where id = $1 for update", id)
-            .fetch_optional(&mut *tx)
-            .await?;
-        let Some(locked) = locked else { return Ok(Begun::Unknown) };
-        if let Some(request_id) = locked.request_id {
-            sqlx::query!("select id from email_requests where id = $1 for update", request_id)
-                .fetch_optional(&mut *tx)
-                .await?;
-            sqlx::query!("select id from email_messages where request_id = $1 order by id for update", request_id)
-                .fetch_all(&mut *tx)
-                .await?;
-        }
-        let Some(letter) = facts(&mut tx, &[id], &rules.marketing).await?.pop() else { return Ok(Begun::Unknown) };
-        let (generation, is_reopened) = match decide(&letter, rules.audit_retention, Utc::now()) {
-            Verdict::Skip(skip) => return Ok(Begun::Skip(skip)),
-            Verdict::Arrived => {
-                mark_replayed(&mut tx, id).await?;
-                tx.commit().await?;
-                return Ok(Begun::Skip(Skip::Replayed));
-            }
-            Verdict::Reopen { .. }
-                if letter.reason == Some(Reason::Poison)
-                    && read != letter.request.as_ref().map(|request| request.payload_hash) =>
-            {
-                return Ok(Begun::Skip(Skip::Unreadable));
-            }
-            Verdict::Reopen { generation } => {
-                if let Some(request_id) = letter.request_id {
-                    reopen(&mut tx, request_id, generation, rules.keep_version).await?;
-                }
-                (generation, true)
-            }
-            Verdict::Resume { generation } => (generation, false),
-            Verdict::Again { generation } => (generation, generation > letter.generation),
-        };
-        let begun = sqlx::query!(
-            r#"update dead_letters d set state = 'replaying', replay_generation = $2,
-                replayed_at = case when d.state = 'replaying' then d.replayed_at else now() end
-               where id = $1
-               returning replayed_at as "replayed_at!", (select lane from email_requests where id = d.request_id) as lane"#,
-            id,
-            generation
-        )
-        .fetch_one(&mut *tx)
-        .await?;
+        let mut whole = Whole::of(&self.pool).await?;
+        let mut tx = whole.connection().begin().await?;
+        let begun = begin(&mut tx, id, rules, read).await?;
         tx.commit().await?;
-        Ok(Begun::Publish(ReplayCopy {
-            id,
-            generation,
-            is_reopened,
-            replayed_at: begun.replayed_at,
-            lane: begun.lane.as_deref().and_then(Lane::from_name),
-            request_id: letter.request_id,
-        }))
+        whole.end();
+        Ok(begun)
     }
 
     /// The content of a letter that is to be published. Nothing: anonymising has removed it meanwhile.
@@ -168,23 +131,14 @@ impl Store {
     /// # Errors
     /// When the database is away.
     pub async fn letter_content(&self, id: Uuid) -> Result<Option<LetterContent>, StoreError> {
-        Ok(sqlx::query_as!(
+        let reading = sqlx::query_as!(
             LetterContent,
             r#"select routing_key, lane, coalesce(first_at, archived_at) as "first_at!", properties, headers, body as "body!"
                from dead_letters where id = $1 and body is not null"#,
             id
         )
-        .fetch_optional(&self.pool)
-        .await?)
-    }
-
-    /// Notes that the broker confirmed the copy of a letter.
-    ///
-    /// # Errors
-    /// When the database is away: the next replay of it publishes the same copy again.
-    pub async fn finish_replay(&self, copy: &ReplayCopy) -> Result<(), StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        mark_replayed(&mut connection, copy.id).await
+        .fetch_optional(&self.pool);
+        within_limit(async { Ok(reading.await?) }).await
     }
 
     /// Whom a request goes to, as its first claim fixed it: address and display name.
@@ -207,6 +161,63 @@ impl Store {
     }
 }
 
+async fn begin(
+    tx: &mut PgConnection,
+    id: Uuid,
+    rules: &ReplayRules,
+    read: Option<PayloadHash>,
+) -> Result<Begun, StoreError> {
+    let locked = sqlx::query!("select request_id from dead_letters where id = $1 for update", id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let Some(locked) = locked else { return Ok(Begun::Unknown) };
+    if let Some(request_id) = locked.request_id {
+        sqlx::query!("select id from email_requests where id = $1 for update", request_id)
+            .fetch_optional(&mut *tx)
+            .await?;
+        sqlx::query!("select id from email_messages where request_id = $1 order by id for update", request_id)
+            .fetch_all(&mut *tx)
+            .await?;
+    }
+    let Some(letter) = facts(&mut *tx, &[id], &rules.marketing).await?.pop() else { return Ok(Begun::Unknown) };
+    let (generation, is_reopened) = match decide(&letter, rules.audit_retention, Utc::now()) {
+        Verdict::Skip(skip) => return Ok(Begun::Skip(skip)),
+        Verdict::Arrived => return Ok(Begun::Arrived),
+        Verdict::Reopen { .. }
+            if letter.reason == Some(Reason::Poison)
+                && read != letter.request.as_ref().map(|request| request.payload_hash) =>
+        {
+            return Ok(Begun::Skip(Skip::Unreadable));
+        }
+        Verdict::Reopen { generation } => {
+            if let Some(request_id) = letter.request_id {
+                reopen(&mut *tx, request_id, generation, rules.keep_version).await?;
+            }
+            (generation, true)
+        }
+        Verdict::Resume { generation } => (generation, false),
+        Verdict::Again { generation } => (generation, generation > letter.generation),
+    };
+    let begun = sqlx::query!(
+        r#"update dead_letters d set state = 'replaying', replay_generation = $2,
+            replayed_at = case when d.state = 'replaying' then d.replayed_at else now() end
+           where id = $1
+           returning replayed_at as "replayed_at!", (select lane from email_requests where id = d.request_id) as lane"#,
+        id,
+        generation
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    Ok(Begun::Publish(ReplayCopy {
+        id,
+        generation,
+        is_reopened,
+        replayed_at: begun.replayed_at,
+        lane: begun.lane.as_deref().and_then(Lane::from_name),
+        request_id: letter.request_id,
+    }))
+}
+
 async fn facts(
     connection: &mut PgConnection,
     ids: &[Uuid],
@@ -217,7 +228,8 @@ async fn facts(
             d.generation as "generation!", d.replay_generation, coalesce(d.first_at, d.archived_at) as "first_at!",
             d.request_id, d.template_key, d.settlement_key as "settlement_key!",
             r.payload_hash as "payload_hash?", r.generation as "known_generation?", r.expires_at as "expires_at?",
-            r.published_at as "published_at?", r.template_version as "template_version?"
+            r.published_at as "published_at?", r.template_version as "template_version?",
+            r.retransmission_of is not null as "is_retransmission!"
            from dead_letters d left join email_requests r on r.id = d.request_id where d.id = any($1)"#,
         ids
     )
@@ -257,6 +269,7 @@ async fn facts(
                         expires_at: row.expires_at,
                         published_at,
                         template_version: row.template_version,
+                        is_retransmission: row.is_retransmission,
                         is_letters_own: says(hash) || is_unread(),
                         // Two letters of one request share its rows.
                         recipients: recipients.get(&id).cloned().unwrap_or_default(),
@@ -268,6 +281,7 @@ async fn facts(
                 id: row.id,
                 state: LetterState::from_name(&row.state).ok_or_else(|| newer_schema(&row.state))?,
                 reason: Reason::from_name(&row.reason),
+                reason_name: row.reason,
                 has_body: row.has_body,
                 generation: row.generation,
                 replay_generation: row.replay_generation,
@@ -281,7 +295,7 @@ async fn facts(
 }
 
 /// The rows that failed or are held begin anew. One whose time has not come yet waits for it: nobody has to ask for it again
-/// and again until then.
+/// and again until then. A recorded mail that was sent again has no other words than the recorded ones.
 async fn reopen(
     tx: &mut PgConnection,
     request_id: Uuid,
@@ -290,7 +304,7 @@ async fn reopen(
 ) -> Result<(), StoreError> {
     sqlx::query!(
         "update email_requests set generation = $2, copy_no = 0,
-            template_version = case when $3 then template_version end
+            template_version = case when $3 or retransmission_of is not null then template_version end
          where id = $1",
         request_id,
         generation,
@@ -303,10 +317,10 @@ async fn reopen(
             update email_messages m set status = 'queued', settlement = 'none', held = false, token = null,
                 worker_id = null, attempts = 0, deferrals = 0, reason = null, error_message = null,
                 due_at = case when r.not_before > now() then r.not_before end,
-                subject = case when $2 then m.subject end, html_content = case when $2 then m.html_content end,
-                text_content = case when $2 then m.text_content end,
-                template_version = case when $2 then m.template_version end, updated_at = now()
-            from email_requests r
+                subject = case when r.keeps then m.subject end, html_content = case when r.keeps then m.html_content end,
+                text_content = case when r.keeps then m.text_content end,
+                template_version = case when r.keeps then m.template_version end, updated_at = now()
+            from (select id, not_before, $2 or retransmission_of is not null as keeps from email_requests) as r
             where m.request_id = $1 and r.id = $1 and (m.status = 'failed' or m.status = 'unknown' and m.held)
             returning m.id)
          insert into email_timeline (message_id, kind, attempt) select id, 'replayed', 0 from reopened",
@@ -315,13 +329,6 @@ async fn reopen(
     )
     .execute(&mut *tx)
     .await?;
-    Ok(())
-}
-
-async fn mark_replayed(connection: &mut PgConnection, id: Uuid) -> Result<(), StoreError> {
-    sqlx::query!("update dead_letters set state = 'replayed' where id = $1 and state = 'replaying'", id)
-        .execute(connection)
-        .await?;
     Ok(())
 }
 

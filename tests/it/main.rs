@@ -125,6 +125,12 @@ mod broker_replay_cut_off;
 
 mod broker_replay_plan;
 
+mod broker_replay_runs;
+
+mod admin_replays;
+
+mod admin_resend;
+
 mod feedback_matching;
 
 mod webhook_forgeries;

@@ -7,7 +7,10 @@ use uuid::Uuid;
 use super::super::{Session, one_line, or_dash, suppressions::ByArgs, table};
 use crate::{
     http::message_detail_json,
-    store::messages::detail::{Message, MessageEvent, Viewed},
+    store::{
+        messages::detail::{Message, MessageEvent, Viewed},
+        retransmission::Retransmission,
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -24,15 +27,16 @@ pub(super) async fn run(context: &Session, args: Args) -> anyhow::Result<ExitCod
         anyhow::bail!("there is no mail {}: `postrider messages --request` finds the mails of a request", args.id)
     };
     store.record_view(&args.by.operator(), Viewed::Details(args.id)).await?;
+    let again = store.retransmissions_of(args.id).await?;
     if context.is_json {
         Session::print_json(&message_detail_json(&message, true))?;
     } else {
-        show(&message);
+        show(&message, &again);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(message: &Message) {
+fn show(message: &Message, again: &[Retransmission]) {
     let m = &message.detail;
     let to = m.to.as_deref().map(|to| match &m.name {
         Some(name) => one_line(&format!("{name} <{to}>")),
@@ -65,6 +69,12 @@ fn show(message: &Message) {
     }
     outln!("Tries        {}", m.attempts);
     outln!("Message-ID   {}", m.message_id);
+    if let Some(repeated) = m.retransmission_of {
+        outln!("Repeats      {repeated}");
+    }
+    for request in again {
+        outln!("Sent again   {} as {} by {}", request.at, request.message_id, one_line(&request.asked_by));
+    }
     for file in &message.attachments {
         let name = one_line(&file.filename);
         outln!("Attachment   {name} ({}, {} bytes, {})", file.content_type, file.size_bytes, hex::encode(&file.sha256));

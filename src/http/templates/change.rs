@@ -43,7 +43,7 @@ enum Conflict {
 /// Why nothing was changed.
 #[derive(Debug, ToSchema)]
 #[allow(dead_code, reason = "only described")]
-struct TemplateConflict {
+pub(in crate::http) struct TemplateConflict {
     #[schema(inline)]
     #[serde(flatten)]
     problem: ProblemDetails,

@@ -85,10 +85,10 @@ pub(in crate::store) async fn insert_batch(
             insert into email_timeline (message_id, kind, attempt, error)
             select id, status, 0, error_message from new_message where status not in ('sending', 'queued')
         ), new_attachment as (
-            insert into email_attachments (message_id, filename, content_type, content_id, size_bytes, sha256)
-            select a.message_id, a.filename, a.content_type, a.content_id, a.size_bytes, a.sha256
+            insert into email_attachments (message_id, filename, content_type, content_id, size_bytes, sha256, ordinal)
+            select a.message_id, a.filename, a.content_type, a.content_id, a.size_bytes, a.sha256, a.ordinal
             from unnest($36::uuid[], $37::text[], $38::text[], $39::text[], $40::int[], $41::bytea[])
-                as a (message_id, filename, content_type, content_id, size_bytes, sha256)
+                with ordinality as a (message_id, filename, content_type, content_id, size_bytes, sha256, ordinal)
             where a.message_id = any(array(select id from new_message))
         )
         select request_id, ordinal, status from new_message

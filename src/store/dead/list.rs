@@ -66,7 +66,8 @@ impl Place {
 impl Store {
     /// Lists dead letters, newest first.
     ///
-    /// A recipient is found as by [`Store::dead_letter_ids`].
+    /// A recipient is found by the rows of the letter's request; of a letter that waits, only those count that failed or are
+    /// held.
     ///
     /// # Errors
     /// When the database is away.

@@ -82,6 +82,8 @@ pub struct KnownRequest {
     pub published_at: DateTime<Utc>,
     /// The version that the first claim fixed.
     pub template_version: Option<i32>,
+    /// It is a recorded mail that was sent again: it has no words but the recorded ones.
+    pub is_retransmission: bool,
     /// What came with its id first.
     pub payload_hash: PayloadHash,
     /// The letter is about this request: its settlement id says so.
@@ -99,6 +101,8 @@ pub struct LetterFacts {
     pub state: LetterState,
     /// Why it is one; nothing when a later version knows more reasons.
     pub reason: Option<Reason>,
+    /// The same as the database has it.
+    pub reason_name: String,
     /// Its bytes are still there.
     pub has_body: bool,
     /// Of the copy that failed.
@@ -164,6 +168,8 @@ pub enum Skip {
     Suppressed,
     /// It failed as another letter, which can be replayed.
     OtherLetter,
+    /// Another letter of the same request goes on its way with it, and one is enough.
+    SameRequest,
     /// The audit has no rows of its request, or of another payload: it may have been sent.
     Forgotten,
     /// It crashed whoever read it, and reading it now did not show that it is this request.
@@ -188,6 +194,7 @@ impl Skip {
             Self::Over(status) => status.name(),
             Self::Suppressed => "suppressed",
             Self::OtherLetter => "other_letter",
+            Self::SameRequest => "same_request",
             Self::Forgotten => "forgotten",
             Self::Unreadable => "unreadable",
             Self::LastGeneration => "last_generation",
@@ -209,6 +216,7 @@ impl fmt::Display for Skip {
             Self::Over(status) => return write!(f, "nothing of it failed: it is {status}"),
             Self::Suppressed => "on the suppression list",
             Self::OtherLetter => "its request failed as another letter: replay that one",
+            Self::SameRequest => "another letter of the same request is replayed with it, and its mails go out once",
             Self::Forgotten => "the audit does not know its request: it may have been sent",
             Self::Unreadable => {
                 "this version cannot read it either, or it is not the request that its message_id names"
