@@ -130,7 +130,7 @@ pub(super) async fn run(context: &Session, command: Command) -> anyhow::Result<E
             Ok(ExitCode::SUCCESS)
         }
         Command::Discard(args) => discard(context, args).await,
-        Command::Replay(args) => replay::run(context, *args).await,
+        Command::Replay(args) => Box::pin(replay::run(context, *args)).await,
         Command::Runs(args) => runs::list(context, args).await,
         Command::Run(command) => runs::run(context, command).await,
     }

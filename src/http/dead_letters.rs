@@ -57,35 +57,35 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
 pub(super) struct ListParams {
     /// Why it failed
     #[param(inline, value_type = Option<ReasonName>)]
-    reason: Option<String>,
+    pub(super) reason: Option<String>,
     /// A template's key
     #[param(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$", example = "rma_confirmation")]
-    template: Option<String>,
+    pub(super) template: Option<String>,
     /// Who asked for it
     #[param(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$", example = "billing")]
-    source: Option<String>,
+    pub(super) source: Option<String>,
     /// A recipient that did not get it
     #[param(format = Email, example = "someone@example.org")]
-    to: Option<String>,
+    pub(super) to: Option<String>,
     /// Failed at or after this time (RFC 3339), or the first moment of this day in UTC; from 1970 to 2999
     #[param(inline, value_type = Option<Moment>)]
-    since: Option<String>,
+    pub(super) since: Option<String>,
     /// Failed before this time
     #[param(inline, value_type = Option<Moment>)]
-    until: Option<String>,
+    pub(super) until: Option<String>,
     /// What became of it
     #[param(inline, value_type = Option<LetterStateName>)]
-    state: Option<String>,
+    pub(super) state: Option<String>,
     /// Items of a page
     #[param(minimum = 1, maximum = 500, default = 50)]
-    limit: Option<i64>,
+    pub(super) limit: Option<i64>,
     /// The `next` of an earlier answer
     #[param(
         format = "dead-letter-cursor",
         pattern = "^[0-9]{1,16}\\.[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
         example = "1764000000123456.00000000-0000-0000-0000-000000000007"
     )]
-    cursor: Option<String>,
+    pub(super) cursor: Option<String>,
 }
 
 impl ListParams {

@@ -28,6 +28,12 @@ mod messages;
 /// Templates: what is sent, and mending it.
 mod templates;
 
+/// What failed for good.
+mod dead_letters;
+
+/// Sending it on its way again.
+mod replays;
+
 /// Who gets no mail.
 mod suppressions;
 
@@ -79,6 +85,13 @@ pub(super) fn router() -> Router<Arc<Admin>> {
         .route("/templates/{key}/rollback", post(templates::change::roll_back))
         .route("/templates/{key}/deactivate", post(templates::change::deactivate))
         .route("/templates/{key}/test", post(templates::change::test))
+        .route("/messages/{id}/resend", post(messages::resend))
+        .route("/dead-letters", get(dead_letters::list))
+        .route("/dead-letters/{id}", get(dead_letters::show))
+        .route("/dead-letters/{id}/discard", post(dead_letters::discard))
+        .route("/replays", get(replays::list).post(replays::create))
+        .route("/replays/{id}", get(replays::show))
+        .route("/replays/{id}/{action}", post(replays::act))
         .route("/suppressions", get(suppressions::list))
         .route("/suppressions/add", post(suppressions::add))
         .route("/suppressions/{id}", get(suppressions::show))

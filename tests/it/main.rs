@@ -91,6 +91,8 @@ mod admin_changes;
 
 mod pages_sign_in;
 
+mod pages_dead_letters;
+
 mod browser_pages;
 
 mod admin_messages;

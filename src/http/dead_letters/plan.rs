@@ -39,7 +39,7 @@ const IDS_MAX: usize = 1000;
 pub(in crate::http) struct Which {
     /// Letters by their own ids or by those of their requests; nothing else may be given then
     #[schema(max_items = 1000)]
-    ids: Option<Vec<Uuid>>,
+    pub(in crate::http) ids: Option<Vec<Uuid>>,
     /// Of this reason
     #[schema(example = "rejected")]
     pub(in crate::http) reason: Option<String>,

@@ -7,24 +7,29 @@ use std::sync::Arc;
 use axum::{
     extract::{Path, Query, State, rejection::QueryRejection},
     http::StatusCode,
-    response::{Html, IntoResponse, Response},
+    response::{Html, IntoResponse, Redirect, Response},
 };
 use chrono_tz::Tz;
 use maud::{Markup, html};
 use serde::Deserialize;
+use uuid::Uuid;
 
 use super::{
     PageError,
-    layout::{self, Section, badge, choice, field, further, needs_operator, page, time, time_or_dash, total},
+    layout::{self, Section, badge, choice, csrf, field, further, needs_operator, page, time, time_or_dash, total},
     mail_document,
-    session::Session,
+    session::{Posted, Session},
 };
 use crate::{
     email::Status,
-    http::{Admin, messages::address_for, params, problem::Problem},
-    store::messages::{
-        MessageFilter, MessagePage, MessageSummary,
-        detail::{BodyPart, Message, MessageDetail, MessageEvent, View, Viewed},
+    http::{Admin, messages::address_for, params, problem::Problem, resend::resend_as},
+    retransmission::{self, Refusal},
+    store::{
+        messages::{
+            MessageFilter, MessagePage, MessageSummary,
+            detail::{BodyPart, Message, MessageDetail, MessageEvent, View, Viewed},
+        },
+        retransmission::Retransmission,
     },
 };
 
@@ -172,6 +177,8 @@ pub(super) async fn show(
         admin.store.record_view(&session.operator.by(), Viewed::Details(id)).await?;
     }
     let views = admin.store.views_of(id, LIMIT).await?;
+    let repeats = admin.store.retransmissions_of(id).await?;
+    let again = retransmission::plan(&admin.store, id).await?;
     let zone = session.zone;
     let title = message.detail.subject.as_deref().filter(|_| personal).unwrap_or("A mail");
     let body = html! {
@@ -183,6 +190,7 @@ pub(super) async fn show(
         @if personal { (content(&message)) }
         @else { p.notice { "What the mail says, and to whom, is shown to the role operator." } }
         (attachments(&message, personal))
+        (repeating(&session, id, again.as_ref(), &repeats))
         (looked(&views, zone))
     };
     Ok(page(&session, Section::Messages, title, &body))
@@ -306,6 +314,55 @@ fn attachments(message: &Message, personal: bool) -> Markup {
             }
         }
     }
+}
+
+/// Sending it again. The form's key makes one request of it, however often it is pressed.
+fn repeating(session: &Session, id: Uuid, again: Option<&Result<(), Refusal>>, repeats: &[Retransmission]) -> Markup {
+    html! {
+        section.card aria-labelledby="again" {
+            h2 #again { "Send it again" }
+            @match again {
+                Some(Ok(())) if session.is_operator() => {
+                    form.row method="post" action=(format!("/messages/{id}/resend")) data-confirm="Send this mail to its recipient once more?" {
+                        (csrf(session))
+                        input type="hidden" name="key" value=(Uuid::new_v4());
+                        p { "A new mail with the words and the files of this one, to the same recipient." }
+                        button type="submit" { "Send again" }
+                    }
+                }
+                Some(Ok(())) => { p { "The role operator may send it again." } }
+                Some(Err(refusal)) => { p { "It cannot be sent again: " (refusal.to_string()) "." } }
+                None => {}
+            }
+            @if !repeats.is_empty() {
+                ul {
+                    @for repeat in repeats {
+                        li { (time(repeat.at, session.zone)) " by " (repeat.asked_by) ": "
+                            a href=(format!("/messages?request_id={}", repeat.request_id)) { "the mail" }
+                            @if !repeat.is_published { " (a daemon publishes it as soon as it can)" } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Again {
+    key: Option<String>,
+}
+
+pub(super) async fn resend(
+    State(admin): State<Arc<Admin>>,
+    Path(id): Path<String>,
+    posted: Posted<Again>,
+) -> Result<Redirect, PageError> {
+    if !posted.session.is_operator() {
+        return Err(needs_operator().into());
+    }
+    let id = params::uuid("id", &id)?;
+    let (request, _) = resend_as(&admin, &posted.session.operator, id, posted.form.key.as_deref()).await?;
+    Ok(Redirect::to(&format!("/messages?request_id={}", request.request_id)))
 }
 
 fn looked(views: &[View], zone: Tz) -> Markup {
