@@ -12,10 +12,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{
-        Path, Query, State,
-        rejection::{JsonRejection, QueryRejection},
-    },
+    extract::{Path, Query, State, rejection::QueryRejection},
     http::StatusCode,
 };
 use serde::{Deserialize, Serialize};
@@ -29,7 +26,7 @@ use super::{
     Admin,
     auth::Operator,
     names::{LetterStateName, Moment, ReasonName},
-    params::{self, Members},
+    params::{self, Optional},
     problem::{BodyRefusals, Missing, Problem, ProblemDetails, ReadRefusals, Refusals},
 };
 use crate::{
@@ -194,12 +191,11 @@ pub(super) async fn discard(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(id): Path<String>,
-    body: Result<Option<Json<Option<Members<Why>>>>, JsonRejection>,
+    body: Optional<Why>,
 ) -> Result<Json<DiscardedLetter>, Problem> {
     operator.needs(Role::Operator)?;
     let id = params::uuid("id", &id)?;
-    let body = body.map_err(params::unreadable)?;
-    let note = body.and_then(|Json(why)| why).map(|Members(why)| why).unwrap_or_default().note;
+    let note = params::optional(body)?.note;
     let (discard, is_new) = discard_as(&admin, &operator, id, note).await?;
     Ok(Json(DiscardedLetter {
         id,

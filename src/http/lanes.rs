@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State, rejection::JsonRejection},
+    extract::{Path, State},
     http::StatusCode,
 };
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,8 @@ use self::view::{DaemonsView, LaneView, LanesView, PauseView, daemons_view, lane
 use super::{
     Admin,
     auth::Operator,
-    params::bad,
-    problem::{Problem, ProblemDetails, Refusals},
+    params::{Optional, bad, optional},
+    problem::{BodyRefusals, Problem, ProblemDetails, Refusals},
 };
 use crate::{config::Role, email::Lane, lanes::Fleet, store::lanes::NOTE_CHARS_MAX};
 
@@ -103,19 +103,17 @@ pub(super) struct Steered {
     responses(
         (status = 200, description = "It is paused", body = Steered),
         (status = 404, description = "There is no such lane", body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not sent as `application/json`", body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 422, description = "The body is JSON, but not of this shape", body = ProblemDetails, content_type = "application/problem+json"),
         Refusals,
+        BodyRefusals,
     )
 )]
 pub(super) async fn pause(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(name): Path<String>,
-    body: Result<Option<Json<Why>>, JsonRejection>,
+    body: Optional<Why>,
 ) -> Result<Json<Steered>, Problem> {
-    Ok(Json(steer(&admin, &operator, &name, Order::Pause, why(body)?.note).await?))
+    Ok(Json(steer(&admin, &operator, &name, Order::Pause, optional(body)?.note).await?))
 }
 
 /// Resume a lane, at all daemons
@@ -125,19 +123,17 @@ pub(super) async fn pause(
     responses(
         (status = 200, description = "It runs", body = Steered),
         (status = 404, description = "There is no such lane", body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 415, description = "The body is not sent as `application/json`", body = ProblemDetails, content_type = "application/problem+json"),
-        (status = 422, description = "The body is JSON, but not of this shape", body = ProblemDetails, content_type = "application/problem+json"),
         Refusals,
+        BodyRefusals,
     )
 )]
 pub(super) async fn resume(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(name): Path<String>,
-    body: Result<Option<Json<Why>>, JsonRejection>,
+    body: Optional<Why>,
 ) -> Result<Json<Steered>, Problem> {
-    Ok(Json(steer(&admin, &operator, &name, Order::Resume, why(body)?.note).await?))
+    Ok(Json(steer(&admin, &operator, &name, Order::Resume, optional(body)?.note).await?))
 }
 
 /// The daemons that are alive
@@ -194,11 +190,6 @@ pub(super) async fn steer(
 fn lane(name: &str) -> Result<Lane, Problem> {
     Lane::from_name(name)
         .ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such lane: use fast, standard or bulk"))
-}
-
-fn why(body: Result<Option<Json<Why>>, JsonRejection>) -> Result<Why, Problem> {
-    let body = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    Ok(body.map(|Json(why)| why).unwrap_or_default())
 }
 
 fn fitting(note: Option<String>) -> Result<Option<String>, Problem> {

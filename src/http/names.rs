@@ -10,7 +10,10 @@ use utoipa::{
 
 use crate::{
     email::{Lane, Priority, Reason, Status, SuppressionReason},
-    store::{messages::detail::BodyPart, replay::LetterState},
+    store::{
+        messages::detail::BodyPart,
+        replay::{ItemResult, LetterState, RunState},
+    },
 };
 
 macro_rules! named {
@@ -58,6 +61,20 @@ named!(
     LetterStateName,
     "What became of a dead letter",
     LetterState::ALL.iter().map(|state| state.name())
+);
+
+named!(
+    /// Names of [`RunState`].
+    RunStateName,
+    "Where a replay stands",
+    RunState::ALL.iter().map(|state| state.name())
+);
+
+named!(
+    /// Names of [`ItemResult`].
+    ItemResultName,
+    "What has become of a letter of a replay",
+    ItemResult::ALL.iter().map(|result| result.name())
 );
 
 named!(

@@ -13,7 +13,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{self, DeserializeOwned},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 use uuid::Uuid;
 
 use super::{Admin, problem::Problem};
@@ -23,6 +23,8 @@ use crate::email::EmailAddress;
 const LIMIT_DEFAULT: i64 = 50;
 /// Items of a page at most.
 const LIMIT_MAX: i64 = 500;
+/// Up to this, every whole number is one that a float can be.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 /// Longest name that is looked for, in characters: no column holds a longer one.
 const NAME_CHARS_MAX: usize = 100;
 
@@ -40,8 +42,9 @@ pub(super) struct Members<T>(pub(super) T);
 
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Members<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let members = Map::deserialize(deserializer)?;
-        serde_json::from_value(Value::Object(members)).map(Self).map_err(de::Error::custom)
+        let mut members = Value::Object(Map::deserialize(deserializer)?);
+        make_whole(&mut members);
+        serde_json::from_value(members).map(Self).map_err(de::Error::custom)
     }
 }
 
@@ -49,6 +52,30 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Members<T> {
 #[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
 pub(super) fn unreadable(error: JsonRejection) -> Problem {
     Problem::new(error.status(), error.body_text())
+}
+
+/// Writes 5.0 as 5: to JSON both are the same whole number, and serde takes only one of them for it.
+fn make_whole(value: &mut Value) {
+    match value {
+        Value::Number(number) if !number.is_i64() && !number.is_u64() => {
+            let whole = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() <= WHOLE_MAX);
+            if let Some(n) = whole {
+                *number = Number::from(n as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(make_whole),
+        Value::Object(members) => members.values_mut().for_each(make_whole),
+        _ => {}
+    }
+}
+
+/// A body that may be left out, or be null.
+pub(super) type Optional<T> = Result<Option<Json<Option<Members<T>>>>, JsonRejection>;
+
+/// What came with a request, if anything did.
+pub(super) fn optional<T: Default>(body: Optional<T>) -> Result<T, Problem> {
+    let body = body.map_err(unreadable)?;
+    Ok(body.and_then(|Json(given)| given).map(|Members(given)| given).unwrap_or_default())
 }
 
 /// What came with a request, as a JSON object.

@@ -22,6 +22,7 @@ use super::{
     Admin,
     auth::Operator,
     dead_letters::plan::{Plan, Which},
+    names::{ItemResultName, RunStateName},
     params::{self, Members},
     problem::{BodyRefusals, Problem, ProblemDetails, Refusals},
 };
@@ -209,12 +210,14 @@ pub(crate) struct LetterPage {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListParams {
-    /// planned, running, paused, done or cancelled
+    /// Standing there now
+    #[param(inline, value_type = Option<RunStateName>)]
     state: Option<String>,
     /// Items of a page
     #[param(minimum = 1, maximum = 500, default = 50)]
     limit: Option<i64>,
     /// The `next` of an earlier answer
+    #[param(value_type = Option<Uuid>)]
     cursor: Option<String>,
 }
 
@@ -317,12 +320,14 @@ pub(super) async fn show(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ItemParams {
-    /// open, replayed, skipped or failed
+    /// With this result
+    #[param(inline, value_type = Option<ItemResultName>)]
     result: Option<String>,
     /// Items of a page
     #[param(minimum = 1, maximum = 500, default = 50)]
     limit: Option<i64>,
     /// The `next` of an earlier answer
+    #[param(pattern = "^[0-9]{1,9}$")]
     cursor: Option<String>,
 }
 

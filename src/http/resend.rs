@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State, rejection::JsonRejection},
+    extract::{Path, State},
     http::StatusCode,
 };
 use chrono::{DateTime, Utc};
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{
     Admin,
     auth::Operator,
-    params::{self, Members},
+    params::{self, Optional},
     problem::{BodyRefusals, Problem, ProblemDetails, Refusals},
 };
 use crate::{
@@ -107,7 +107,7 @@ pub(super) async fn look(
 pub(super) struct Again {
     /// The same key for the same mail is one request, however often it is asked for. Without one, a mail that was sent again
     /// within five minutes, or is still on its way again, is not sent once more
-    #[schema(min_length = 1, max_length = 100)]
+    #[schema(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$")]
     key: Option<String>,
 }
 
@@ -149,12 +149,11 @@ pub(super) async fn resend(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(id): Path<String>,
-    body: Result<Option<Json<Option<Members<Again>>>>, JsonRejection>,
+    body: Optional<Again>,
 ) -> Result<(StatusCode, Json<Answer>), Problem> {
     operator.needs(Role::Operator)?;
     let id = params::uuid("id", &id)?;
-    let body = body.map_err(params::unreadable)?;
-    let key = body.and_then(|Json(again)| again).map(|Members(again)| again).unwrap_or_default().key;
+    let key = params::optional(body)?.key;
     let (request, is_new) = resend_as(&admin, &operator, id, key.as_deref()).await?;
     Ok((StatusCode::ACCEPTED, Json(Answer { request: Repeat::from(&request), is_new })))
 }

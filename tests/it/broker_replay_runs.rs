@@ -210,7 +210,7 @@ async fn many_letters_of_mixed_reasons_are_planned_killed_half_way_and_replayed_
     assert!(never.iter().all(|address| !accepted(&post).contains_key(address)));
     let left = count(&post, "select count(*) from dead_letters where state not in ('waiting', 'replayed')").await;
     assert_eq!(left, 0, "nothing is half done");
-    println!(
+    tracing::info!(
         "{letters} letters made in {made:.1?}, planned in {planned:.1?}; {done} of {open} replayed before the kill after \
          {killed:.1?}, the others {resumed:.1?} after it"
     );

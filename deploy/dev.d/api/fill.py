@@ -1,6 +1,6 @@
 """Fills the installation that `deploy/dev api-test` tries: something of every kind that the API shows.
 
-Publishes mails that are sent, suppressed, refused as no request and routed nowhere, puts addresses on the suppression list
+Undoes what an earlier run has left, publishes mails that are sent, suppressed, refused as no request and routed nowhere, puts addresses on the suppression list
 and takes one off, discards a letter; waits until all of it is settled, and writes the ids and cursors of what there is.
 """
 
@@ -77,6 +77,12 @@ def main():
     parser.add_argument("--templates", type=pathlib.Path, required=True)
     parser.add_argument("--seeds", type=pathlib.Path, required=True)
     options = parser.parse_args()
+
+    # An earlier run may have left lanes paused and templates without an active version.
+    for lane in ("fast", "standard", "bulk"):
+        ask("POST", f"/lanes/{lane}/resume", {})
+    sync = ["postrider", "templates", "sync", "--activate"]
+    subprocess.run(sync, check=True, stdout=subprocess.DEVNULL)
 
     domain = f"{uuid.uuid4().hex[:8]}.example"
     suppressed = [f"suppressed-{n}@{domain}" for n in range(3)]

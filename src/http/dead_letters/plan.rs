@@ -20,6 +20,7 @@ use crate::{
     http::{
         Admin,
         auth::Operator,
+        names::{Moment, ReasonName},
         params::{self, Members},
         problem::{BodyRefusals, Problem, ProblemDetails, Refusals},
     },
@@ -38,22 +39,25 @@ const IDS_MAX: usize = 1000;
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct Which {
     /// Letters by their own ids or by those of their requests; nothing else may be given then
-    #[schema(max_items = 1000)]
+    #[schema(min_items = 1, max_items = 1000)]
     pub(in crate::http) ids: Option<Vec<Uuid>>,
     /// Of this reason
-    #[schema(example = "rejected")]
+    #[schema(inline, value_type = Option<ReasonName>)]
     pub(in crate::http) reason: Option<String>,
     /// Of this template
-    #[schema(max_length = 100)]
+    #[schema(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$")]
     pub(in crate::http) template: Option<String>,
     /// From this source
-    #[schema(max_length = 100)]
+    #[schema(min_length = 1, max_length = 100, pattern = "^[^\\x00]+$")]
     pub(in crate::http) source: Option<String>,
     /// Whose mail to this address failed. What could not be read, or matched no queue, is not found so
+    #[schema(format = Email)]
     pub(in crate::http) to: Option<String>,
     /// Failed at or after this time (RFC 3339), or the first moment of this day in UTC
+    #[schema(inline, value_type = Option<Moment>)]
     pub(in crate::http) since: Option<String>,
     /// Failed before this time
+    #[schema(inline, value_type = Option<Moment>)]
     pub(in crate::http) until: Option<String>,
 }
 

@@ -18,7 +18,7 @@ use super::{
     super::{
         Admin,
         auth::Operator,
-        params::{self, bad},
+        params::{self, Members, Optional, bad},
         problem::{Problem, ProblemDetails, Refusals},
     },
     BadBody, FindingItem, Missing, base, findings_json,
@@ -159,7 +159,7 @@ fn exactly(expected: i32) -> Expects {
 /// The same content again is no new version. Every running daemon sends it within a second.
 #[utoipa::path(
     put, path = "/templates/{key}", tag = "templates", operation_id = "save_template",
-    params(("key" = String, Path, description = "The template; a new one has lower-case letters, digits and _", max_length = 100),
+    params(("key" = String, Path, description = "The template; a new one has lower-case letters, digits and _", pattern = "^[a-z][a-z0-9_]{0,99}$"),
         PutParams),
     request_body = NewVersion,
     responses(
@@ -173,14 +173,14 @@ pub(in crate::http) async fn put(
     operator: Operator,
     Path(key): Path<String>,
     params: Result<Query<PutParams>, QueryRejection>,
-    body: Result<Json<NewVersion>, JsonRejection>,
+    body: Result<Json<Members<NewVersion>>, JsonRejection>,
 ) -> Result<(StatusCode, Json<SavedVersion>), Problem> {
     operator.needs(Role::Admin)?;
     if !crate::templates::is_key(&key) {
         return Err(bad("key: lower-case letters, digits and _, a letter first, at most 100 characters"));
     }
     let is_draft = params::query(params)?.draft;
-    let Json(new) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let new = params::body(body)?;
     let expects = match (new.expected_active, new.based_on) {
         (Some(expected), _) => exactly(expected),
         (None, Some(version)) => Expects::NoneAfter(version),
@@ -204,16 +204,6 @@ pub(in crate::http) async fn put(
     Ok((status, Json(saved_json(key, saved))))
 }
 
-/// A body that may be left out.
-type OptionalBody = Result<Option<Json<Condition>>, JsonRejection>;
-
-fn condition(body: OptionalBody) -> Result<Condition, Problem> {
-    match body {
-        Ok(body) => Ok(body.map(|Json(condition)| condition).unwrap_or_default()),
-        Err(error) => Err(Problem::new(error.status(), error.body_text())),
-    }
-}
-
 /// Make a version active
 #[utoipa::path(
     post, path = "/templates/{key}/versions/{version}/activate", tag = "templates", operation_id = "activate_template_version",
@@ -228,11 +218,11 @@ pub(in crate::http) async fn activate(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     path: Result<Path<(String, i32)>, PathRejection>,
-    body: OptionalBody,
+    body: Optional<Condition>,
 ) -> Result<Json<Switch>, Problem> {
     operator.needs(Role::Admin)?;
     let (key, version) = key_and_version(path)?;
-    let condition = condition(body)?;
+    let condition = params::optional(body)?;
     let expects = condition.expected_active.map_or(Expects::Anything, exactly);
     let editor = editor(&operator, expects, condition.accept_findings);
     let activated = versions::activate(&admin.store, &key, version, &editor).await?;
@@ -253,10 +243,10 @@ pub(in crate::http) async fn roll_back(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(key): Path<String>,
-    body: OptionalBody,
+    body: Optional<Condition>,
 ) -> Result<Json<Switch>, Problem> {
     operator.needs(Role::Admin)?;
-    let (key, condition) = (key_of(key)?, condition(body)?);
+    let (key, condition) = (key_of(key)?, params::optional(body)?);
     let editor = editor(&operator, condition.expected_active.map_or(Expects::Anything, exactly), false);
     known(&admin, &key).await?;
     let switched = versions::roll_back(&admin.store, &key, &editor).await?;
@@ -278,10 +268,10 @@ pub(in crate::http) async fn deactivate(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(key): Path<String>,
-    body: OptionalBody,
+    body: Optional<Condition>,
 ) -> Result<Json<Switch>, Problem> {
     operator.needs(Role::Admin)?;
-    let (key, condition) = (key_of(key)?, condition(body)?);
+    let (key, condition) = (key_of(key)?, params::optional(body)?);
     let editor = editor(&operator, condition.expected_active.map_or(Expects::Anything, exactly), false);
     known(&admin, &key).await?;
     let switched = versions::deactivate(&admin.store, &key, &editor).await?;

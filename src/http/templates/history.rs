@@ -40,6 +40,7 @@ pub(in crate::http) struct ListParams {
     #[param(minimum = 1, maximum = 500, default = 50)]
     limit: Option<i64>,
     /// The `next` of an earlier answer
+    #[param(pattern = "^[0-9]{1,9}$")]
     cursor: Option<String>,
 }
 

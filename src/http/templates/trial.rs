@@ -19,6 +19,7 @@ use super::{
     super::{
         Admin,
         auth::Operator,
+        params::{self, Members},
         problem::{Problem, Refusals},
     },
     BadBody, FindingItem, Missing, base, findings_json, key_of,
@@ -92,10 +93,10 @@ pub(in crate::http) async fn check(
     State(admin): State<Arc<Admin>>,
     _operator: Operator,
     Path(key): Path<String>,
-    body: Result<Json<Unsaved>, JsonRejection>,
+    body: Result<Json<Members<Unsaved>>, JsonRejection>,
 ) -> Result<Json<Checked>, Problem> {
     let key = key_of(key)?;
-    let Json(unsaved) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let unsaved = params::body(body)?;
     let source = unsaved.source(&admin, &key).await?;
     let findings = versions::check(&admin.store, source).await?;
     let is_sound = findings.iter().all(|finding| finding.severity != versions::Severity::Fault);
@@ -134,10 +135,10 @@ pub(in crate::http) async fn preview(
     State(admin): State<Arc<Admin>>,
     _operator: Operator,
     Path(key): Path<String>,
-    body: Result<Json<Preview>, JsonRejection>,
+    body: Result<Json<Members<Preview>>, JsonRejection>,
 ) -> Result<Json<Previewed>, Problem> {
     let key = key_of(key)?;
-    let Json(Preview { source, variables }) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let Preview { source, variables } = params::body(body)?;
     let source = source.source(&admin, &key).await?;
     Ok(Json(try_out(&admin, source, variables).await))
 }
@@ -232,10 +233,10 @@ pub(in crate::http) async fn test(
     State(admin): State<Arc<Admin>>,
     operator: Operator,
     Path(key): Path<String>,
-    body: Result<Json<Test>, JsonRejection>,
+    body: Result<Json<Members<Test>>, JsonRejection>,
 ) -> Result<Json<Tested>, Problem> {
     let key = key_of(key)?;
-    let Json(test) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let test = params::body(body)?;
     if test.send {
         operator.needs(Role::Operator)?;
     }
