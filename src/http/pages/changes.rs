@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     PageError,
-    layout::{Section, field, further, page, time, total},
+    layout::{Section, field, further, given, page, time, total},
     session::Session,
 };
 use crate::{
@@ -38,8 +38,6 @@ pub(super) async fn list(
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Html<String>, PageError> {
     let asked = params::query(asked)?;
-    let given =
-        |text: &Option<String>| text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
     let filter = ChangeFilter {
         by: params::word("by", given(&asked.by))?.map(|name| format!("operator:{name}")),
         action: params::word("action", given(&asked.action))?,

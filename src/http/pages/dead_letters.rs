@@ -16,7 +16,9 @@ use serde_json::Value;
 
 use super::{
     PageError,
-    layout::{self, Section, badge, choice, csrf, field, further, needs_operator, page, time, time_or_dash, total},
+    layout::{
+        self, Section, badge, choice, csrf, field, further, given, needs_operator, page, time, time_or_dash, total,
+    },
     replays::{Wanted, replay_form},
     session::{Posted, Session},
 };
@@ -54,7 +56,6 @@ pub(super) struct Asked {
 
 impl Asked {
     fn params(&self) -> ListParams {
-        let given = |text: &Option<String>| text.as_deref().map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned);
         ListParams {
             reason: given(&self.reason),
             template: given(&self.template),

@@ -221,6 +221,11 @@ pub(super) fn field(name: &str, label: &str, kind: &str, value: Option<&str>, hi
     }
 }
 
+/// What was written into a field; forms send what was left empty as well.
+pub(super) fn given(text: &Option<String>) -> Option<String> {
+    text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
 /// Who may not see it is told who may.
 pub(super) fn needs_operator() -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "this needs a token with the role operator")

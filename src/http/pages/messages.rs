@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use super::{
     PageError,
-    layout::{self, Section, badge, choice, csrf, field, further, needs_operator, page, time, time_or_dash, total},
+    layout::{
+        self, Section, badge, choice, csrf, field, further, given, needs_operator, page, time, time_or_dash, total,
+    },
     mail_document,
     session::{Posted, Session},
 };
@@ -52,8 +54,6 @@ pub(super) struct Asked {
 impl Asked {
     /// Forms send what was left empty as well.
     fn filter(&self, admin: &Admin) -> Result<MessageFilter, Problem> {
-        let given =
-            |text: &Option<String>| text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
         let names = Status::ALL.iter().map(|status| status.name());
         let request_id = given(&self.request_id).map(|text| params::uuid("request", &text)).transpose()?;
         Ok(MessageFilter {

@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use super::{
     PageError,
-    layout::{self, Section, badge, choice, csrf, further, needs_operator, page, thousands, time, time_or_dash, total},
+    layout::{
+        self, Section, badge, choice, csrf, further, given, needs_operator, page, thousands, time, time_or_dash, total,
+    },
     session::{Posted, Session},
 };
 use crate::{
@@ -91,15 +93,14 @@ pub(super) async fn create(State(admin): State<Arc<Admin>>, posted: Posted<Wante
         return Err(needs_operator().into());
     }
     let keep_version = form.words.as_deref() == Some("first");
-    let given = |text: Option<String>| text.filter(|text| !text.is_empty());
     let which = Which {
         ids: form.id.map(|id| vec![id]),
-        reason: given(form.reason),
-        template: given(form.template),
-        source: given(form.source),
-        to: given(form.to),
-        since: given(form.since),
-        until: given(form.until),
+        reason: given(&form.reason),
+        template: given(&form.template),
+        source: given(&form.source),
+        to: given(&form.to),
+        since: given(&form.since),
+        until: given(&form.until),
     };
     let run = make(&admin, &session.operator, which, form.rate, keep_version).await?;
     Ok(Redirect::to(&format!("/replays/{}", run.id)))
@@ -119,14 +120,14 @@ pub(super) async fn list(
 ) -> Result<Html<String>, PageError> {
     let asked = params::query(asked)?;
     let names: Vec<&'static str> = RunState::ALL.iter().map(|state| state.name()).collect();
-    let given = asked.state.as_deref().filter(|state| !state.is_empty());
-    let state = params::one_of("state", given, RunState::from_name, names.iter().copied())?;
+    let asked_state = given(&asked.state);
+    let state = params::one_of("state", asked_state.as_deref(), RunState::from_name, names.iter().copied())?;
     let after = params::cursor(asked.cursor.as_deref(), |text| text.parse().ok())?;
     let found = admin.store.runs(state, after, LIMIT).await?;
     let body = html! {
         h1 { "Replays" }
         form.card.filter method="get" action="/replays" {
-            (choice("state", "State", given, &names))
+            (choice("state", "State", asked_state.as_deref(), &names))
             div.row { button type="submit" { "Show" } a.button.quiet href="/dead-letters" { "To the dead letters" } }
         }
         section.card aria-label="Replays" {
@@ -147,7 +148,7 @@ pub(super) async fn list(
                     }
                 }
             }
-            (further("/replays", &[("state", given)], found.next.map(|id| id.to_string()).as_deref()))
+            (further("/replays", &[("state", asked_state.as_deref())], found.next.map(|id| id.to_string()).as_deref()))
         }
     };
     Ok(page(&session, Section::Replays, "Replays", &body))
@@ -183,9 +184,10 @@ pub(super) async fn show(
     let id = params::uuid("id", &id)?;
     let asked = params::query(asked)?;
     let names = ItemResult::ALL.iter().map(|result| result.name());
-    let given = asked.result.as_deref().filter(|result| !result.is_empty());
+    let result = given(&asked.result);
+    let result = result.as_deref();
     let filter = ItemFilter {
-        result: params::one_of("result", given, ItemResult::from_name, names)?,
+        result: params::one_of("result", result, ItemResult::from_name, names)?,
         after: params::cursor(asked.cursor.as_deref(), |text| text.parse().ok())?,
         limit: LIMIT,
     };
@@ -198,7 +200,7 @@ pub(super) async fn show(
         h1 { "Replay" }
         section #progress data-refresh=[every] aria-label="How far it is" { (progress(&session, &run, &results)) }
         (planned(&run))
-        (items(&run, &letters, given, session.zone))
+        (items(&run, &letters, result, session.zone))
     };
     Ok(page(&session, Section::Replays, "Replay", &body))
 }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     PageError,
-    layout::{Section, badge, choice, csrf, field, further, needs_operator, page, time, time_or_dash, total},
+    layout::{Section, badge, choice, csrf, field, further, given, needs_operator, page, time, time_or_dash, total},
     session::{Posted, Session},
 };
 use crate::{
@@ -46,8 +46,6 @@ pub(super) struct Asked {
 
 impl Asked {
     fn filter(&self, admin: &Admin) -> Result<SuppressionFilter, Problem> {
-        let given =
-            |text: &Option<String>| text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
         Ok(SuppressionFilter {
             address_hash: params::recipient(admin, "address", given(&self.address).as_deref())?,
             reason: params::one_of(
