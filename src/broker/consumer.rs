@@ -31,6 +31,7 @@ use super::{
     BrokerError, Delivery, Link, Topology,
     acks::Acks,
     held::{Held, Pulse},
+    publisher::{LOOK_EVERY, answered},
     watchdog,
     window::Window,
 };
@@ -308,6 +309,7 @@ impl Line {
         let cancelling = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         tokio::pin!(cancelling);
         let mut is_answered = false;
+        let mut patience = ANSWER_MAX;
         loop {
             let step = async {
                 tokio::select! {
@@ -315,17 +317,25 @@ impl Line {
                     next = consumer.next() => Ok(next),
                 }
             };
-            match timeout(ANSWER_MAX, step).await {
-                Ok(Ok(Some(Ok(delivery)))) => hand_back(unbegun(self.delivery(lane, delivery))).await,
-                Ok(Ok(Some(Err(error)))) => return Err(error.to_string()),
-                Ok(Ok(None)) if is_answered => return Ok(()),
-                Ok(Ok(None)) => match timeout(ANSWER_MAX, &mut cancelling).await {
+            let step = match timeout(LOOK_EVERY, step).await {
+                Ok(step) => step,
+                Err(_) if !self.channel.status().connected() => return Err("the channel died".to_owned()),
+                Err(_) => {
+                    patience = patience.saturating_sub(LOOK_EVERY);
+                    if patience.is_zero() { break } else { continue }
+                }
+            };
+            patience = ANSWER_MAX;
+            match step {
+                Ok(Some(Ok(delivery))) => hand_back(unbegun(self.delivery(lane, delivery))).await,
+                Ok(Some(Err(error))) => return Err(error.to_string()),
+                Ok(None) if is_answered => return Ok(()),
+                Ok(None) => match timeout(ANSWER_MAX, answered(&self.channel, &mut cancelling)).await {
                     Ok(answer) => return answer.map_err(|error| error.to_string()),
                     Err(_) => break,
                 },
-                Ok(Err(Ok(()))) => is_answered = true,
-                Ok(Err(Err(error))) => return Err(error.to_string()),
-                Err(_) => break,
+                Err(Ok(())) => is_answered = true,
+                Err(Err(error)) => return Err(error.to_string()),
             }
         }
         Err(format!("the broker did not cancel the consumer within {} s", ANSWER_MAX.as_secs()))

@@ -115,10 +115,15 @@ impl Delivery {
     /// # Errors
     /// When the broker was not told: the message comes back, and the store must recognise it.
     pub async fn ack(self) -> Result<(), SettleError> {
-        let Self { acker, tag, acks, body, .. } = self;
+        let Self { acker, tag, acks, body, gone, .. } = self;
         // Nobody needs it any more, and it may be large.
         drop(body);
-        acks.ack(tag, acker).await
+        tokio::select! {
+            biased;
+            written = acks.ack(tag, acker) => written,
+            // What is handed over to a line that dies may never be answered.
+            () = gone.cancelled() => Err(SettleError::ChannelGone),
+        }
     }
 
     /// Hands the message back to its queue, for another daemon or for later.
@@ -128,7 +133,12 @@ impl Delivery {
     pub async fn requeue(self) -> Result<(), SettleError> {
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         // `Ok(false)` is lapin's way to say that the channel died and nothing was sent.
-        match self.acker.nack(options).await? {
+        let written = tokio::select! {
+            biased;
+            written = self.acker.nack(options) => written?,
+            () = self.gone.cancelled() => false,
+        };
+        match written {
             true => {
                 self.acks.handed_back(self.tag);
                 Ok(())

@@ -11,7 +11,7 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
 
-use super::{BrokerError, Link, Outgoing, Topology};
+use super::{BrokerError, Link, Outgoing, Topology, publisher::answered};
 
 /// Messages under way at once: enough to keep the broker busy, few enough to be repeated.
 const WINDOW: usize = 256;
@@ -52,7 +52,8 @@ impl PipelinedPublisher {
     /// When the broker is away, or refuses a message; [`Self::reset`] is due then.
     pub async fn probe(&mut self, message: &Outgoing, confirmed: &mut Vec<i64>) -> Result<bool, BrokerError> {
         self.settle(confirmed).await?;
-        match self.send(message, true).await?.await? {
+        let confirmation = self.send(message, true).await?;
+        match self.answer(confirmation).await? {
             Confirmation::Ack(returned) => Ok(returned.is_none()),
             refused => Err(refusal(&refused, message)),
         }
@@ -100,10 +101,17 @@ impl PipelinedPublisher {
         Ok(channel.basic_publish(exchange, key, options, &message.body, message.properties.clone()).await?)
     }
 
+    async fn answer(&self, confirmation: PublisherConfirm) -> Result<Confirmation, BrokerError> {
+        match &self.channel {
+            Some(channel) => answered(channel, confirmation).await,
+            None => Ok(confirmation.await?),
+        }
+    }
+
     async fn settle_down_to(&mut self, left: usize, confirmed: &mut Vec<i64>) -> Result<(), BrokerError> {
         while self.under_way.len() > left {
             let Some((number, confirmation)) = self.under_way.pop_front() else { break };
-            match confirmation.await? {
+            match self.answer(confirmation).await? {
                 Confirmation::Ack(_) => confirmed.push(number),
                 Confirmation::Nack(_) => {
                     return Err(BrokerError::NotTaken("refused: a queue is full or failing".to_owned()));

@@ -17,6 +17,28 @@ use super::{BrokerError, Link, Topology};
 /// How long the broker may take to confirm. A blocked broker (memory or disk alarm) exceeds it.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often a channel is looked at over which an answer is awaited.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// An answer, for as long as its channel lives: lapin can leave one open for ever that was asked for in the very moment in
+/// which the connection died.
+///
+/// # Errors
+/// What was answered, or that the channel is gone.
+pub(super) async fn answered<T>(
+    channel: &Channel,
+    asking: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, BrokerError> {
+    tokio::pin!(asking);
+    loop {
+        match tokio::time::timeout(LOOK_EVERY, &mut asking).await {
+            Ok(answer) => return Ok(answer?),
+            Err(_) if channel.status().connected() => {}
+            Err(_) => return Err(BrokerError::Unreachable("the channel died before the broker answered".to_owned())),
+        }
+    }
+}
+
 /// A message to publish.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
@@ -61,16 +83,11 @@ impl Publisher {
     async fn publish_once(&self, message: &Outgoing) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirmation = channel
-            .basic_publish(
-                message.exchange.as_str().into(),
-                message.routing_key.as_str().into(),
-                options,
-                &message.body,
-                message.properties.clone(),
-            )
-            .await?
-            .await?;
+        let publishing = async {
+            let (exchange, key) = (message.exchange.as_str().into(), message.routing_key.as_str().into());
+            channel.basic_publish(exchange, key, options, &message.body, message.properties.clone()).await?.await
+        };
+        let confirmation = answered(&channel, publishing).await?;
         match confirmation {
             Confirmation::Ack(None) => {
                 // Only a channel whose last message was confirmed in full is used again.
