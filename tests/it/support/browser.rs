@@ -126,9 +126,16 @@ impl Browser {
         self.client.find_all(Locator::Css(selector)).await.map_or(0, |all| all.len())
     }
 
-    /// Presses it.
+    /// Presses it, once there is one; one that was replaced in this moment is looked for again.
     pub async fn click(&self, selector: &str) {
-        self.find(selector).await.click().await.unwrap_or_else(|error| panic!("{selector}: {error}"));
+        until(&format!("an element {selector} that can be pressed"), async || {
+            match self.find(selector).await.click().await {
+                Ok(()) => true,
+                Err(error) if error.is_stale_element_reference() => false,
+                Err(error) => panic!("{selector}: {error}"),
+            }
+        })
+        .await;
     }
 
     /// Writes into a field, in place of what is there.
