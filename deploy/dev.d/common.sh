@@ -66,9 +66,15 @@ unlock() { exec 9>&-; }
 
 # --- secrets and ports ---------------------------------------------------------------------------------------
 
-secret() { # secret NAME [BYTES]: made once, then always the same
-  local file="$state/secrets/$1"
-  [[ -s $file ]] || (umask 077 && od -An -vtx1 -N"${2:-12}" /dev/urandom | tr -d ' \n' >"$file")
+secret() { # secret NAME [BYTES]: made once, then always the same, also for services that start side by side
+  local file="$state/secrets/$1" made
+  if [[ ! -s $file ]]; then
+    made=$(umask 077 && mktemp "$file.XXXXXX")
+    od -An -vtx1 -N"${2:-12}" /dev/urandom | tr -d ' \n' >"$made"
+    # Whoever links first has made it; what the others made is forgotten.
+    ln "$made" "$file" 2>/dev/null || true
+    rm -f "$made"
+  fi
   cat "$file"
 }
 
