@@ -25,7 +25,7 @@ use super::{
 const RECIPIENTS: u64 = 50;
 /// Mails that each of them got, spread over the year.
 const MAILS_EACH: u64 = 20;
-const TOKEN: &str = "only for the benchmark's own daemon";
+const TOKEN: &str = "only-for-the-daemon-of-the-benchmark";
 /// How long the daemon may take to answer at all.
 const START_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
