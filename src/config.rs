@@ -60,6 +60,7 @@ mod relays;
 #[cfg(test)]
 mod tests;
 
+pub use crate::email::RateLimit;
 pub use fault::{Fault, Faults};
 pub use setting::{Group, Need, Setting, env_example};
 pub use source::{Environment, Settings};
@@ -262,17 +263,6 @@ pub struct PipelineConfig {
     pub rate_limit_transactional: RateLimit,
     /// `EMAIL_RATE_LIMIT_MARKETING`: mails of marketing templates to one person (`1/day`).
     pub rate_limit_marketing: RateLimit,
-}
-
-/// How many mails one person may get. Days and weeks are the calendar's, in `EMAIL_TIMEZONE`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RateLimit {
-    /// As many as there are.
-    Unlimited,
-    /// `N/day`, at least 1.
-    PerDay(u32),
-    /// `N/week`, at least 1.
-    PerWeek(u32),
 }
 
 /// Which events are published to `email.events`.

@@ -23,6 +23,9 @@ pub mod identity;
 /// What a template made of it.
 pub mod rendered;
 
+/// How many mails one person may get.
+pub mod cap;
+
 /// Where a mail stands, why it failed, and why an address gets none.
 pub mod status;
 
@@ -33,9 +36,10 @@ pub mod outcome;
 pub mod feedback;
 
 pub use address::{AddressError, EmailAddress};
+pub use cap::{Cap, RateLimit};
 pub use envelope::Envelope;
 pub use lane::{Lane, PerLane, Priority};
 pub use outcome::{LinkFault, Outcome, Phase, Reply, SendReport};
-pub use rendered::{Manifest, RenderedEmail, TemplateKind, UnknownPolicy};
+pub use rendered::{Manifest, OverCap, RenderedEmail, TemplateKind, UnknownPolicy};
 pub use request::{Attachment, AttachmentContent, EmailRequest, PayloadHash, Recipient, settlement_id};
 pub use status::{Reason, Status, SuppressionReason};

@@ -1,6 +1,6 @@
 //! What is counted: OpenTelemetry instruments, served to Prometheus on `/metrics`.
 //!
-//! Invariant: labels are lane, template, outcome, reason, relay, fault: closed or small sets. Never an address, never a
+//! Invariant: labels are lane, template, outcome, result, reason, relay, fault: closed or small sets. Never an address, never a
 //! request id.
 
 /// How each lane fares at this moment.
@@ -49,6 +49,7 @@ pub struct Metrics {
     outcomes: Counter<u64>,
     settled: Counter<u64>,
     dead: Counter<u64>,
+    over_cap: Counter<u64>,
     replayed: Counter<u64>,
     latency: Histogram<f64>,
     deadline_missed: Counter<u64>,
@@ -100,6 +101,10 @@ impl Metrics {
                 .with_description("Deliveries that left their queue, by how")
                 .build(),
             dead: meter.u64_counter("email.dead_letters").with_description("Dead letters, by reason").build(),
+            over_cap: meter
+                .u64_counter("email.over_cap")
+                .with_description("Mails whose recipient had had as many as the cap allows: dropped, or deferred")
+                .build(),
             replayed: meter
                 .u64_counter("email.replayed")
                 .with_description("Dead letters that came back to their lane")
@@ -207,6 +212,11 @@ impl Metrics {
     pub(crate) fn dead(&self, lane: Lane, reason: &'static str) {
         self.dead.add(1, &[lane_label(lane), KeyValue::new("reason", reason)]);
         self.figures.dead(lane);
+    }
+
+    /// `result`: `dropped` or `deferred`.
+    pub(crate) fn over_cap(&self, lane: Lane, template: &str, result: &'static str) {
+        self.over_cap.add(1, &[lane_label(lane), template_label(template), KeyValue::new("result", result)]);
     }
 
     pub(crate) fn without_store(&self, kind: &'static str) {

@@ -380,6 +380,16 @@ impl Pipeline {
             // A claim is only asked for with a place in hand; whatever else this is, it is looked at again later.
             (Standing::Claimed(_) | Standing::Ready, _) => Fate::Wait(Duration::ZERO, Tries::default()),
             (Standing::NotDue(due_in, attempts, deferrals), _) => Fate::Wait(due_in, Tries { attempts, deferrals }),
+            (Standing::Postponed { due_in, is_deferred, attempts, deferrals }, _) => {
+                if is_deferred {
+                    self.metrics.over_cap(message.lane(), message.rendering.label(), "deferred");
+                }
+                Fate::Wait(due_in, Tries { attempts, deferrals })
+            }
+            (Standing::Stopped(Status::RateLimited), _) => {
+                self.metrics.over_cap(message.lane(), message.rendering.label(), "dropped");
+                Fate::Over(Status::RateLimited)
+            }
             (Standing::Busy(attempts, deferrals), _) => Fate::Busy(Tries { attempts, deferrals }),
             (Standing::Stopped(status), _) => Fate::Over(status),
             (Standing::Settled(_), _) => Fate::Duplicate,

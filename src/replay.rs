@@ -37,7 +37,7 @@ use crate::{
     pipeline::{dead_letter_headers, decode::decode},
     publish,
     store::{
-        Store, StoreError,
+        MarketingTemplates, Store, StoreError,
         replay::{Begun, LetterContent, ReplayCopy, ReplayRules, Skip},
     },
     templates::{TemplateSource, parse_manifest},
@@ -73,7 +73,7 @@ pub enum Replayed {
 #[derive(Debug, Clone, Default)]
 pub struct Templates {
     active: HashMap<String, i32>,
-    marketing: Vec<String>,
+    marketing: MarketingTemplates,
 }
 
 impl Templates {
@@ -84,12 +84,11 @@ impl Templates {
     pub async fn load(store: &Store) -> Result<Self, StoreError> {
         let mut all = Self::default();
         for stored in store.active_templates().await? {
-            let kind = serde_json::from_value::<TemplateSource>(stored.source)
+            let manifest = serde_json::from_value::<TemplateSource>(stored.source)
                 .ok()
-                .and_then(|source| parse_manifest(&source.manifest_toml, 1).ok())
-                .map(|manifest| manifest.kind);
-            if kind == Some(TemplateKind::Marketing) {
-                all.marketing.push(stored.key.clone());
+                .and_then(|source| parse_manifest(&source.manifest_toml, 1).ok());
+            if let Some(manifest) = manifest.filter(|manifest| manifest.kind == TemplateKind::Marketing) {
+                all.marketing.insert(stored.key.clone(), manifest.category);
             }
             all.active.insert(stored.key, stored.version);
         }
@@ -98,7 +97,7 @@ impl Templates {
 
     /// Those for which the whole suppression list counts.
     #[must_use]
-    pub fn marketing(&self) -> &[String] {
+    pub const fn marketing(&self) -> &MarketingTemplates {
         &self.marketing
     }
 

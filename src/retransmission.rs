@@ -29,7 +29,7 @@ use crate::{
     publish::{self, wire_priority},
     replay::Templates,
     store::{
-        Store, StoreError,
+        MarketingTemplates, Store, StoreError,
         retransmission::{NewRetransmission, Recorded, Recording, Retransmission, Wish},
     },
     wire,
@@ -122,7 +122,7 @@ pub enum Resent {
 /// # Errors
 /// When the database is away.
 pub async fn plan(store: &Store, message: Uuid) -> Result<Option<Result<(), Refusal>>, StoreError> {
-    let marketing = Templates::load(store).await?.marketing().to_vec();
+    let marketing = Templates::load(store).await?.marketing().clone();
     Ok(store.recorded(message, &marketing).await?.map(|recorded| decide(&recorded)))
 }
 
@@ -137,7 +137,7 @@ pub async fn resend(
     message_id_domain: &str,
     wish: &Wish<'_>,
 ) -> Result<Resent, StoreError> {
-    let marketing = Templates::load(store).await?.marketing().to_vec();
+    let marketing = Templates::load(store).await?.marketing().clone();
     let mut message = None;
     let recording = store
         .record_retransmission(wish, &marketing, |recorded| {
@@ -199,7 +199,7 @@ async fn publish_again(
     owed: &Retransmission,
 ) -> Result<bool, StoreError> {
     // Its own row holds what the repeated one held.
-    let composed = match store.recorded(owed.message_id, &[]).await? {
+    let composed = match store.recorded(owed.message_id, &MarketingTemplates::default()).await? {
         Some(recorded) if recorded.status == Status::Queued => {
             compose(&recorded, owed.request_id, recorded.published_at, pipeline)
         }

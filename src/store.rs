@@ -24,6 +24,9 @@ pub mod standing;
 /// Outcomes and settlements.
 pub mod outcome;
 
+/// Who had how many mails in which day or week.
+mod caps;
+
 /// This daemon's lease.
 pub mod lease;
 
@@ -99,6 +102,7 @@ pub use self::{
     held::AtWork,
     outcome::{Finish, NewStatus, OutcomeRow},
     standing::UnknownRule,
+    suppressions::MarketingTemplates,
 };
 use crate::{
     config::{EventsMode, StoreConfig},

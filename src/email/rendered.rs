@@ -13,6 +13,37 @@ pub enum TemplateKind {
     Marketing,
 }
 
+impl TemplateKind {
+    /// `transactional` or `marketing`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Transactional => "transactional",
+            Self::Marketing => "marketing",
+        }
+    }
+}
+
+/// What happens to a mail whose recipient has had as many as the cap allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverCap {
+    /// It is not sent, and its row says why.
+    Drop,
+    /// It waits until the next day or week.
+    Defer,
+}
+
+impl OverCap {
+    /// `drop` or `defer`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Defer => "defer",
+        }
+    }
+}
+
 /// What happens to a mail that may or may not have been accepted, when no feedback settles it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnknownPolicy {
@@ -60,6 +91,8 @@ pub struct Manifest {
     pub always_to: Vec<EmailAddress>,
     /// What becomes of a mail whose outcome is unknown.
     pub unknown_policy: UnknownPolicy,
+    /// What becomes of a mail over its recipient's cap; nothing: it says nothing of it, and it is dropped.
+    pub over_cap: Option<OverCap>,
 }
 
 /// Subject, HTML and text of one request: the same for all its recipients.

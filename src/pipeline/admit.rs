@@ -18,8 +18,8 @@ use super::{CRASHES_MAX, Carried, Fate, Halt, Pipeline, pending::Tries, render::
 use crate::{
     broker::Delivery,
     email::{
-        AttachmentContent, EmailAddress, EmailRequest, Envelope, Lane, Manifest, Reason, Recipient, TemplateKind,
-        UnknownPolicy, identity::row_id,
+        AttachmentContent, Cap, EmailAddress, EmailRequest, Envelope, Lane, Manifest, OverCap, Reason, Recipient,
+        TemplateKind, UnknownPolicy, identity::row_id,
     },
     faults::{self, Point},
     smtp::Place,
@@ -55,6 +55,8 @@ pub(super) struct Message<'a> {
     /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
     identities: Vec<Identity>,
     unknown: UnknownRule,
+    /// How many such mails each recipient may get.
+    cap: Option<Cap>,
 }
 
 #[derive(Clone, Copy)]
@@ -90,6 +92,7 @@ impl<'a> Message<'a> {
             })
             .collect();
         let unknown = pipeline.unknown_rule(envelope.lane, rendering.manifest());
+        let cap = rendering.manifest().and_then(|manifest| pipeline.cap_of(manifest, Utc::now()));
         let claims = pipeline.store.at_work(identities.iter().map(|identity| identity.token).collect());
         Self {
             envelope,
@@ -106,6 +109,7 @@ impl<'a> Message<'a> {
             has_told_files: AtomicBool::new(false),
             identities,
             unknown,
+            cap,
         }
     }
 
@@ -190,6 +194,11 @@ impl<'a> Message<'a> {
 
     pub(super) const fn lane(&self) -> Lane {
         self.envelope.lane
+    }
+
+    /// Whether it needs a place under its recipients' caps.
+    pub(super) const fn is_capped(&self) -> bool {
+        self.cap.is_some()
     }
 
     pub(super) const fn unknown(&self) -> UnknownRule {
@@ -295,7 +304,12 @@ impl<'a> Message<'a> {
                 generation: self.envelope.generation,
                 copy_no: self.envelope.copy_no,
             },
-            marketing: self.rendering.manifest().is_some_and(|m| m.kind == TemplateKind::Marketing),
+            marketing: self
+                .rendering
+                .manifest()
+                .filter(|manifest| manifest.kind == TemplateKind::Marketing)
+                .map(|manifest| manifest.category.clone()),
+            cap: self.cap.clone(),
             recipients,
             attachments: if self.rendering.words.is_ok() { attachment_rows(request) } else { Vec::new() },
             unknown: self.unknown,
@@ -477,6 +491,15 @@ impl Pipeline {
                 },
             }
         }
+    }
+
+    /// How many mails like this one a person may get.
+    fn cap_of(&self, manifest: &Manifest, now: DateTime<Utc>) -> Option<Cap> {
+        let limit = match manifest.kind {
+            TemplateKind::Marketing => self.rules.rate_limit_marketing,
+            TemplateKind::Transactional => self.rules.rate_limit_transactional,
+        };
+        limit.cap(manifest.kind, manifest.over_cap.unwrap_or(OverCap::Drop), self.mail.timezone, now)
     }
 
     fn unknown_rule(&self, lane: Lane, manifest: Option<&Manifest>) -> UnknownRule {

@@ -88,6 +88,7 @@ impl Pipeline {
         let latency = (tried.ended_at - message.published_at).to_std().unwrap_or_default();
         let mut row = outcome_row(&claim, &tried, &verdict, latency);
         row.suppression = suppression(message, index, &tried.outcome).map(Box::new);
+        row.has_place = message.is_capped();
         let error = row.error.clone().unwrap_or_default();
         faults::reached(Point::OutcomeDue);
         let mut is_journaled = false;
@@ -124,7 +125,7 @@ impl Pipeline {
             }
         };
         faults::reached(Point::OutcomeCommitted);
-        self.tell(message, &tried, &verdict, latency);
+        self.tell(message, &claim, &tried, &verdict, latency);
         if row.suppression.is_some() {
             // The table has it by now, or the journal; an incident must not ask twice without either.
             self.store.note_suppressed(&[*message.hash(index)]);
@@ -316,12 +317,12 @@ impl Pipeline {
             unknown_policy: unknown.policy,
             unknown_wait: unknown.wait,
         };
-        let age = (tried.ended_at - message.age_since()).to_std().unwrap_or_default();
+        let age = (tried.ended_at - age_since(message, claim)).to_std().unwrap_or_default();
         let facts = retry::Tried { attempts: claim.attempts, deferrals: claim.deferrals, age };
         retry::decide(&tried.outcome, facts, &rules)
     }
 
-    pub(super) fn tell(&self, message: &Message<'_>, tried: &Tried, verdict: &Verdict, latency: Duration) {
+    fn tell(&self, message: &Message<'_>, claim: &Claim, tried: &Tried, verdict: &Verdict, latency: Duration) {
         let lane = message.lane();
         let template = message.rendering.label();
         let outcome = tried.outcome.name();
@@ -332,7 +333,7 @@ impl Pipeline {
             Verdict::Sent => {
                 self.metrics.sent(lane, template, latency);
                 // A mail that was not to go before its time is late by that time only.
-                let waited = (tried.ended_at - message.age_since()).to_std().unwrap_or_default();
+                let waited = (tried.ended_at - age_since(message, claim)).to_std().unwrap_or_default();
                 let deadline = message.rendering.manifest().map(|m| m.deadline);
                 if deadline.is_some_and(|deadline| waited > deadline) {
                     self.metrics.deadline_missed(lane, template);
@@ -349,6 +350,11 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// When the mail's age begins to count: a cap that kept it waiting is not to end it.
+fn age_since(message: &Message<'_>, claim: &Claim) -> DateTime<Utc> {
+    claim.postponed_until.map_or(message.age_since(), |until| until.max(message.age_since()))
 }
 
 const fn reply_of(outcome: &Outcome) -> Option<&Reply> {
@@ -397,6 +403,7 @@ fn outcome_row(claim: &Claim, tried: &Tried, verdict: &Verdict, latency: Duratio
         phase,
         reply: reply_of(&tried.outcome).cloned(),
         error: error.map(|words| words.chars().filter(|c| *c != '\0').take(ERROR_CHARS_MAX).collect()),
+        has_place: false,
         suppression: None,
     }
 }

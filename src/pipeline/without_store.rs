@@ -154,6 +154,7 @@ impl Pipeline {
             attempts: tries.attempts,
             deferrals: tries.deferrals,
             crashes: 0,
+            postponed_until: None,
             words: None,
         };
         let sending = journal::outgoing(

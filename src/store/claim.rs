@@ -11,6 +11,9 @@ pub(super) mod insert;
 /// Every other.
 mod readmit;
 
+/// Places under the caps for them.
+mod over_cap;
+
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -21,7 +24,7 @@ use uuid::Uuid;
 use self::readmit::readmit;
 use super::{Store, StoreError, gather::Load, limit_of, standing::UnknownRule, whole::Whole, within};
 use crate::{
-    email::{Lane, PayloadHash, Reason, Status},
+    email::{Cap, Lane, PayloadHash, Reason, Status},
     faults,
 };
 
@@ -30,8 +33,10 @@ use crate::{
 pub struct ClaimRequest {
     /// What the request row holds.
     pub facts: RequestFacts,
-    /// Whether the whole suppression list applies, or only bounces and complaints.
-    pub marketing: bool,
+    /// The template's category, if it is marketing: the whole suppression list applies. Else only bounces and complaints.
+    pub marketing: Option<String>,
+    /// How many such mails a person may get.
+    pub cap: Option<Cap>,
     /// In the request's order, then those that the template always writes to.
     pub recipients: Vec<RecipientClaim>,
     /// Their bytes are stored already.
@@ -169,6 +174,17 @@ pub enum Standing {
     Ready,
     /// Not before this long; with its attempts and deferrals so far.
     NotDue(Duration, i32, i32),
+    /// Just now put off by its recipient's cap.
+    Postponed {
+        /// Not before this long.
+        due_in: Duration,
+        /// Until the next window, and not only until those before it are over.
+        is_deferred: bool,
+        /// So far.
+        attempts: i32,
+        /// So far.
+        deferrals: i32,
+    },
     /// Another worker is at it; with its attempts and deferrals so far.
     Busy(i32, i32),
     /// Policy said no just now.
@@ -201,6 +217,8 @@ pub struct Claim {
     pub deferrals: i32,
     /// Workers that died on this message so far.
     pub crashes: i32,
+    /// Until when its recipient's cap kept it waiting, if it did.
+    pub postponed_until: Option<DateTime<Utc>>,
     /// What an earlier try said; the same is said again. Nothing: what was rendered now.
     pub words: Option<Words>,
 }
@@ -278,6 +296,8 @@ fn fresh_standing(recipient: &RecipientClaim, status: Status) -> Standing {
         return Standing::Stopped(status);
     }
     match &recipient.initial {
+        // Others may have had all that its cap allows: that is decided under a lock.
+        Initial::Claim(_) if status == Status::Queued => Standing::Ready,
         Initial::Claim(token) => Standing::Claimed(Claim {
             id: recipient.id,
             token: *token,
@@ -285,6 +305,7 @@ fn fresh_standing(recipient: &RecipientClaim, status: Status) -> Standing {
             attempts: 0,
             deferrals: 0,
             crashes: 0,
+            postponed_until: None,
             words: None,
         }),
         Initial::Wait => Standing::Ready,

@@ -96,10 +96,19 @@ impl Store {
     pub async fn park_poison(&self, lane: Lane, request_id: Uuid, error: &str) -> Result<(), StoreError> {
         let parking = sqlx::query!(
             "with parked as (
-                update email_messages set status = 'failed', settlement = 'pending', held = false, due_at = null,
+                update email_messages m set status = 'failed', settlement = 'pending', held = false, due_at = null,
                     reason = $2, error_message = $3, updated_at = now()
-                where request_id = $1 and status in ('queued', 'sending', 'unknown') and not held
-                returning id, attempts
+                from (
+                    select id, status from email_messages
+                    where request_id = $1 and status in ('queued', 'sending', 'unknown') and not held
+                    order by id for update) as was
+                where m.id = was.id
+                returning m.id, m.attempts, was.status as was
+             ), given_back as (
+                -- one that only waited has not gone out, and leaves its place under its recipient's cap to others
+                delete from rate_reservations r
+                where r.message_id = any(array(select id from parked where was = 'queued')) and not exists (
+                    select from email_timeline t where t.message_id = r.message_id and t.kind = 'unknown')
              )
              insert into email_timeline (message_id, kind, attempt, error) select id, 'failed', attempts, $3 from parked",
             request_id,

@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, events_setting,
+    Store, StoreError, caps, events_setting,
     suppressions::{BY_RELAY, NewSuppression, suppress_in},
     within_limit,
 };
@@ -519,6 +519,10 @@ async fn step(tx: &mut PgConnection, entry: &Entry, was_reopened: bool) -> Resul
     )
     .execute(&mut *tx)
     .await?;
+    if is_further && matches!(new_status, Status::Failed | Status::Suppressed | Status::Expired) {
+        // Claimed with the database, under a cap, and ended without it.
+        caps::give_back(tx, &[row.id]).await?;
+    }
     Ok(())
 }
 

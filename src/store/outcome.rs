@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
+    Store, StoreError, caps,
     gather::Load,
     suppressions::{NewSuppression, suppress_in},
     whole::Whole,
@@ -79,6 +79,8 @@ pub struct OutcomeRow {
     pub reply: Option<Reply>,
     /// For people.
     pub error: Option<String>,
+    /// It has a place under its recipient's cap, which it gives back if it failed for good.
+    pub has_place: bool,
     /// The relay refused the address for good: it is on the suppression list from the same commit on.
     pub suppression: Option<Box<NewSuppression>>,
 }
@@ -152,18 +154,26 @@ impl Store {
     }
 }
 
-/// Records a batch of outcomes, and with them whom the relay refused for good; only then it takes more than one statement.
+/// Records a batch of outcomes, and with them whom the relay refused for good, and whose place under a cap is free again; only
+/// then it takes more than one statement.
 pub(super) async fn finish_batch(pool: &PgPool, batch: &[OutcomeRow]) -> Result<Vec<Finish>, StoreError> {
     let refused: Vec<NewSuppression> = batch.iter().filter_map(|row| row.suppression.as_deref().cloned()).collect();
-    if refused.is_empty() {
+    let has_failed = |row: &OutcomeRow| row.has_place && matches!(row.status, NewStatus::Failed { .. });
+    let failed: Vec<Uuid> = batch.iter().filter(|row| has_failed(row)).map(|row| row.id).collect();
+    if refused.is_empty() && failed.is_empty() {
         let mut connection = pool.acquire().await?;
         return record(&mut connection, batch).await;
     }
     let mut whole = Whole::of(pool).await?;
     let mut tx = whole.connection().begin().await?;
     let finished = record(&mut tx, batch).await?;
-    // What the relay said of an address is true whoever has the row by now.
-    suppress_in(&mut tx, &refused).await?;
+    if !failed.is_empty() {
+        caps::give_back(&mut tx, &failed).await?;
+    }
+    if !refused.is_empty() {
+        // What the relay said of an address is true whoever has the row by now.
+        suppress_in(&mut tx, &refused).await?;
+    }
     tx.commit().await?;
     whole.end();
     Ok(finished)

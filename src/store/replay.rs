@@ -32,7 +32,7 @@ pub use self::{
     },
     verdict::{KnownRequest, LetterFacts, LetterState, RecipientFacts, Skip, Verdict, decide},
 };
-use super::{Store, StoreError, whole::Whole, within_limit};
+use super::{MarketingTemplates, Store, StoreError, whole::Whole, within_limit};
 use crate::email::{Lane, PayloadHash, Reason, Status, settlement_id};
 
 /// How letters are replayed.
@@ -43,7 +43,7 @@ pub struct ReplayRules {
     /// What was published longer ago is never sent.
     pub audit_retention: Duration,
     /// Templates for which the whole suppression list counts, and not only bounces and complaints.
-    pub marketing: Vec<String>,
+    pub marketing: MarketingTemplates,
     /// The active version of each template.
     pub active: HashMap<String, i32>,
 }
@@ -221,7 +221,7 @@ async fn begin(
 async fn facts(
     connection: &mut PgConnection,
     ids: &[Uuid],
-    marketing: &[String],
+    marketing: &MarketingTemplates,
 ) -> Result<Vec<LetterFacts>, StoreError> {
     let letters = sqlx::query!(
         r#"select d.id as "id!", d.state as "state!", d.reason as "reason!", d.body is not null as "has_body!",
@@ -240,12 +240,12 @@ async fn facts(
         r#"select m.request_id as "request_id!", m.status as "status!", m.held as "held!",
             m.settlement = 'pending' as "owed!", exists (
                 select 1 from suppressions s where s.address_hash = m.recipient_hash
-                    and (m.template_key = any($2) or s.reason in ('hard_bounce', 'complaint'))
+                    and stops_mail(s.reason, s.category, $2::jsonb ->> m.template_key)
                     and (s.expires_at is null or s.expires_at > now())) as "suppressed!"
            from email_messages m
            where m.request_id = any($1) order by m.request_id, m.ordinal"#,
         &requests,
-        marketing
+        marketing.as_json()
     )
     .fetch_all(&mut *connection)
     .await?;

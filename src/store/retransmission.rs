@@ -13,7 +13,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
+    MarketingTemplates, Store, StoreError,
     changes::{Change, record},
     claim::status_of,
     whole::Whole,
@@ -139,7 +139,11 @@ impl Store {
     ///
     /// # Errors
     /// When the database is away.
-    pub async fn recorded(&self, message: Uuid, marketing: &[String]) -> Result<Option<Recorded>, StoreError> {
+    pub async fn recorded(
+        &self,
+        message: Uuid,
+        marketing: &MarketingTemplates,
+    ) -> Result<Option<Recorded>, StoreError> {
         let mut connection = self.pool.acquire().await?;
         within_limit(recorded(&mut connection, message, marketing)).await
     }
@@ -151,7 +155,7 @@ impl Store {
     pub async fn record_retransmission<R>(
         &self,
         wish: &Wish<'_>,
-        marketing: &[String],
+        marketing: &MarketingTemplates,
         compose: impl FnOnce(&Recorded) -> Result<NewRetransmission, R>,
     ) -> Result<Recording<R>, StoreError> {
         within_limit(async {
@@ -214,7 +218,7 @@ impl Store {
 async fn write<R>(
     tx: &mut PgConnection,
     wish: &Wish<'_>,
-    marketing: &[String],
+    marketing: &MarketingTemplates,
     compose: impl FnOnce(&Recorded) -> Result<NewRetransmission, R>,
 ) -> Result<Recording<R>, StoreError> {
     let locked = sqlx::query!("select id from email_messages where id = $1 for no key update", wish.message)
@@ -277,19 +281,19 @@ async fn written_before(tx: &mut PgConnection, wish: &Wish<'_>) -> Result<Option
 async fn recorded(
     connection: &mut PgConnection,
     message: Uuid,
-    marketing: &[String],
+    marketing: &MarketingTemplates,
 ) -> Result<Option<Recorded>, StoreError> {
     let Some(row) = sqlx::query!(
         r#"select m.status, m.held, m.recipient_email, m.recipient_name, m.recipient_hash,
             num_nulls(m.subject, m.html_content, m.text_content) = 0 as "has_content!", r.source, m.template_key,
             m.template_version, r.priority, r.locale, r.reply_to, r.published_at, m.attachments_count,
             (select s.reason from suppressions s where s.address_hash = m.recipient_hash
-                and (m.template_key = any($2) or s.reason in ('hard_bounce', 'complaint'))
+                and stops_mail(s.reason, s.category, $2::jsonb ->> m.template_key)
                 and (s.expires_at is null or s.expires_at > now())
                 order by s.reason, s.category limit 1) as suppressed
            from email_messages m join email_requests r on r.id = m.request_id where m.id = $1"#,
         message,
-        marketing
+        marketing.as_json()
     )
     .fetch_optional(&mut *connection)
     .await?

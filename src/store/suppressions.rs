@@ -7,6 +7,9 @@
 /// Reading the list, page by page.
 mod list;
 
+/// Templates for which all of it counts.
+mod marketing;
+
 /// The copy in memory, for the fast lane.
 mod memory;
 
@@ -16,6 +19,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 pub use self::list::{Cursor, SuppressionFilter, SuppressionPage};
+pub use self::marketing::MarketingTemplates;
 pub(super) use self::memory::Suppressed;
 use super::{Store, StoreError, whole::Whole, within_limit};
 use crate::email::SuppressionReason;
@@ -42,7 +46,7 @@ pub struct NewSuppression {
     pub reason: SuppressionReason,
     /// Who says so: `ses`, `smtp`, `operator:<name>` ...
     pub source: String,
-    /// What was unsubscribed from; nothing: everything.
+    /// What was unsubscribed from, a template's category; nothing: everything.
     pub category: Option<String>,
     /// For operators.
     pub note: Option<String>,

@@ -7,7 +7,7 @@ use std::{collections::HashSet, time::Duration};
 use serde::Deserialize;
 
 use super::{LintFault, helpers};
-use crate::email::{EmailAddress, Manifest, TemplateKind, UnknownPolicy, attachment::FileType};
+use crate::email::{EmailAddress, Manifest, OverCap, TemplateKind, UnknownPolicy, attachment::FileType};
 
 /// Where faults are said to be.
 const FILE: &str = "manifest.toml";
@@ -40,6 +40,7 @@ struct Raw {
     #[serde(default)]
     always_to: Vec<String>,
     unknown_policy: Option<String>,
+    over_cap: Option<String>,
 }
 
 fn transactional() -> String {
@@ -70,6 +71,15 @@ pub fn parse_manifest(toml: &str, tries_default: i32) -> Result<Manifest, Vec<Li
         (Some(other), _) => {
             faults.add(format!("unknown_policy is \"{other}\": use resend or hold"));
             UnknownPolicy::Hold
+        }
+    };
+    let over_cap = match raw.over_cap.as_deref() {
+        None => None,
+        Some("drop") => Some(OverCap::Drop),
+        Some("defer") => Some(OverCap::Defer),
+        Some(other) => {
+            faults.add(format!("over_cap is \"{other}\": use drop or defer"));
+            None
         }
     };
     let priority = raw.priority.parse().map_err(|error| faults.add(format!("priority: {error}"))).ok();
@@ -118,6 +128,7 @@ pub fn parse_manifest(toml: &str, tries_default: i32) -> Result<Manifest, Vec<Li
             attachments: raw.attachments,
             always_to,
             unknown_policy,
+            over_cap,
         }),
         _ => Err(faults.0),
     }
@@ -172,6 +183,7 @@ optional = ["invoice_date"]
 attachments = ["pdf"]
 always_to = ["noc@rgz.bj"]
 unknown_policy = "resend"
+over_cap = "defer"
 "#;
 
     #[test]
@@ -180,6 +192,7 @@ unknown_policy = "resend"
         assert_eq!((manifest.priority, manifest.tries, manifest.deadline.as_secs()), (Priority::P2, 3, 60));
         assert_eq!(manifest.always_to[0].as_str(), "noc@rgz.bj");
         assert_eq!((manifest.required.len(), manifest.optional.len(), manifest.attachments.len()), (1, 1, 1));
+        assert_eq!(manifest.over_cap, Some(OverCap::Defer));
     }
 
     #[test]
@@ -188,7 +201,7 @@ unknown_policy = "resend"
                      deadline_seconds = 3600\nlocale = \"fr\"";
         let manifest = parse_manifest(least, 7).expect("a manifest");
         assert_eq!((manifest.tries, manifest.unknown_policy), (7, UnknownPolicy::Hold));
-        assert!(manifest.attachments.is_empty() && manifest.always_to.is_empty());
+        assert!(manifest.attachments.is_empty() && manifest.always_to.is_empty() && manifest.over_cap.is_none());
         let transactional = least.replace("kind = \"marketing\"\n", "");
         assert_eq!(parse_manifest(&transactional, 7).expect("a manifest").unknown_policy, UnknownPolicy::Resend);
     }
@@ -204,6 +217,7 @@ unknown_policy = "resend"
             ("\"billing\"", "\"bills\"", "category is \"bills\""),
             ("\"transactional\"", "\"both\"", "kind is \"both\""),
             ("\"resend\"", "\"retry\"", "unknown_policy is \"retry\""),
+            ("\"defer\"", "\"later\"", "over_cap is \"later\": use drop or defer"),
             ("[\"pdf\"]", "[\"exe\"]", "attachments has \"exe\": use pdf, png, jpg, json, csv"),
             ("noc@rgz.bj", "noc", "always_to: the address has no @"),
             ("\"fr\"", "\"français\"", "locale is \"français\""),

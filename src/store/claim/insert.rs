@@ -1,17 +1,24 @@
 //! Requests that were never seen before: a batch of them with all their messages in one statement.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::{PgPool, types::Json};
+use sqlx::{Connection, PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
 use super::{AttachmentRow, ClaimRequest, Initial, Inserted, NewRequest, RecipientClaim, Words, status_of};
 use crate::{
     email::{Reason, Status},
     faults,
-    store::StoreError,
+    store::{
+        StoreError,
+        caps::{self, Wanted},
+        whole::Whole,
+    },
 };
 
 /// Inserts a batch of requests with their messages; answers which were new, and how each message starts.
@@ -24,14 +31,77 @@ pub(in crate::store) async fn insert_batch(
     let mut order: Vec<usize> = (0..batch.len()).collect();
     order.sort_by_key(|&i| batch[i].facts.id);
     order.dedup_by_key(|&mut i| batch[i].facts.id);
+    let wanted: Vec<Wanted<'_>> = order.iter().flat_map(|&i| wanted(&batch[i])).collect();
+    if wanted.is_empty() && !faults::leaves_out_claim_commit() {
+        let mut connection = pool.acquire().await?;
+        return insert(&mut connection, worker_id, batch, &order, &HashSet::new()).await;
+    }
+    let mut whole = Whole::of(pool).await?;
+    let mut tx = whole.connection().begin().await?;
+    let inserted = insert_under_caps(&mut tx, worker_id, batch, &order, &wanted).await?;
+    if faults::leaves_out_claim_commit() {
+        tx.rollback().await?;
+    } else {
+        tx.commit().await?;
+    }
+    whole.end();
+    Ok(inserted)
+}
+
+/// The mails of a request that want a place under its cap.
+fn wanted(request: &ClaimRequest) -> impl Iterator<Item = Wanted<'_>> {
+    request.cap.iter().flat_map(|cap| {
+        let claimed = request.recipients.iter().filter(|recipient| matches!(recipient.initial, Initial::Claim(_)));
+        claimed.map(move |r| Wanted { message_id: r.id, address_hash: &r.recipient_hash, cap })
+    })
+}
+
+/// The same, where some mails must have a place first. A mail that finds none waits in its row: over whom, and what becomes of it
+/// then, is for the transaction that comes for it.
+async fn insert_under_caps(
+    tx: &mut PgConnection,
+    worker_id: Uuid,
+    batch: &[NewRequest],
+    order: &[usize],
+    wanted: &[Wanted<'_>],
+) -> Result<Vec<Inserted>, StoreError> {
+    if wanted.is_empty() {
+        return insert(tx, worker_id, batch, order, &HashSet::new()).await;
+    }
+    let taken: HashSet<Uuid> = caps::take(tx, wanted).await?.into_iter().collect();
+    let without: HashSet<Uuid> = wanted.iter().map(|one| one.message_id).filter(|id| !taken.contains(id)).collect();
+    let inserted = insert(tx, worker_id, batch, order, &without).await?;
+    let mut unused = taken;
+    for &i in order {
+        for (recipient, status) in batch[i].recipients.iter().zip(inserted[i].iter().flatten()) {
+            if *status == Status::Sending {
+                unused.remove(&recipient.id);
+            }
+        }
+    }
+    if !unused.is_empty() {
+        // Known already, or suppressed.
+        caps::undo(tx, &unused.into_iter().collect::<Vec<_>>()).await?;
+    }
+    Ok(inserted)
+}
+
+/// One statement. Those in `without` have no place under their caps.
+async fn insert(
+    connection: &mut PgConnection,
+    worker_id: Uuid,
+    batch: &[NewRequest],
+    order: &[usize],
+    without: &HashSet<Uuid>,
+) -> Result<Vec<Inserted>, StoreError> {
     let mut r = RequestColumns::default();
     let mut m = MessageColumns::default();
     let mut w = WordsColumns::default();
     let mut a = AttachmentColumns::default();
-    for &i in &order {
+    for &i in order {
         r.push(&batch[i]);
         for (ordinal, recipient) in batch[i].recipients.iter().enumerate() {
-            m.push(r.number(), ordinal, recipient, &mut w);
+            m.push(r.number(), ordinal, recipient, without.contains(&recipient.id), &mut w);
             for attachment in &batch[i].attachments {
                 a.push(recipient.id, attachment);
             }
@@ -66,14 +136,14 @@ pub(in crate::store) async fn insert_batch(
             from (
                 select i.n, i.r, i.w, i.status, i.request_id, i.recipient_hash, case when i.status in ('sending', 'queued')
                     then (select s.reason from suppressions s where s.address_hash = i.recipient_hash
-                        and (i.marketing or s.reason in ('hard_bounce', 'complaint'))
+                        and stops_mail(s.reason, s.category, i.marketing)
                         and (s.expires_at is null or s.expires_at > now())
                         -- as the primary key has them: the first found is the one that is told
                         order by s.reason, s.category limit 1) end as suppression
                 from (
                     select n, ($20::int[])[n] as r, ($25::int[])[n] as w, ($26::text[])[n] as status,
                         ($1::uuid[])[($20::int[])[n]] as request_id, ($21::bytea[])[n] as recipient_hash,
-                        ($17::bool[])[($20::int[])[n]] as marketing
+                        ($17::text[])[($20::int[])[n]] as marketing
                     from generate_subscripts($19::uuid[], 1) as n
                     -- each value is picked once, not wherever it is used
                     offset 0) as i
@@ -109,7 +179,7 @@ pub(in crate::store) async fn insert_batch(
         &r.expires_at as _,
         &r.generation,
         &r.copy_no,
-        &r.marketing,
+        &r.marketing as _,
         &r.attachments_count,
         &m.id,
         &m.request,
@@ -135,14 +205,7 @@ pub(in crate::store) async fn insert_batch(
         &a.size_bytes,
         &a.sha256 as _,
     );
-    let rows = if faults::leaves_out_claim_commit() {
-        let mut tx = pool.begin().await?;
-        let rows = statement.fetch_all(&mut *tx).await?;
-        tx.rollback().await?;
-        rows
-    } else {
-        statement.fetch_all(pool).await?
-    };
+    let rows = statement.fetch_all(connection).await?;
 
     // In the order of the statement, whatever order the rows come back in.
     let numbers: HashMap<Uuid, usize> = order.iter().map(|&i| (batch[i].facts.id, i)).collect();
@@ -178,7 +241,7 @@ struct RequestColumns<'a> {
     expires_at: Vec<Option<DateTime<Utc>>>,
     generation: Vec<i32>,
     copy_no: Vec<i32>,
-    marketing: Vec<bool>,
+    marketing: Vec<Option<&'a str>>,
     attachments_count: Vec<i32>,
 }
 
@@ -201,7 +264,7 @@ impl<'a> RequestColumns<'a> {
         self.expires_at.push(facts.expires_at);
         self.generation.push(facts.generation);
         self.copy_no.push(facts.copy_no);
-        self.marketing.push(request.marketing);
+        self.marketing.push(request.marketing.as_deref());
         self.attachments_count.push(number(request.attachments.len()));
     }
 
@@ -232,8 +295,16 @@ struct MessageColumns<'a> {
 }
 
 impl<'a> MessageColumns<'a> {
-    fn push(&mut self, request: i32, ordinal: usize, recipient: &'a RecipientClaim, words: &mut WordsColumns<'a>) {
+    fn push(
+        &mut self,
+        request: i32,
+        ordinal: usize,
+        recipient: &'a RecipientClaim,
+        must_wait: bool,
+        words: &mut WordsColumns<'a>,
+    ) {
         let (status, token, due_at, reason, error) = match &recipient.initial {
+            Initial::Claim(_) if must_wait => (Status::Queued, None, None, None, None),
             Initial::Claim(token) => (Status::Sending, Some(*token), None, None, None),
             Initial::Wait => (Status::Queued, None, None, None, None),
             Initial::NotBefore(at) => (Status::Queued, None, Some(*at), None, None),

@@ -5,11 +5,17 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Admission, Claim, ClaimRequest, Initial, Standing, Words, status_of};
+use super::{
+    Admission, Claim, ClaimRequest, Initial, Standing, Words,
+    over_cap::{self, Ruling},
+    status_of,
+};
 use crate::{
     email::{PayloadHash, Reason, Status},
     store::{
-        StoreError, crashes,
+        StoreError,
+        caps::{self, Wanted},
+        crashes,
         held::{HeldClaims, OwnClaim},
         standing::{self, Finding, RowFacts},
     },
@@ -24,7 +30,7 @@ pub(super) async fn readmit(
 ) -> Result<Option<Admission>, StoreError> {
     let facts = &request.facts;
     let Some(known) = sqlx::query!(
-        "select payload_hash, generation, copy_no, coalesce(expires_at <= now(), false) as \"expired!\"
+        "select payload_hash, generation, copy_no, expires_at, coalesce(expires_at <= now(), false) as \"expired!\"
          from email_requests where id = $1 for update",
         facts.id
     )
@@ -45,23 +51,25 @@ pub(super) async fn readmit(
     let asked: Vec<Vec<u8>> = request.recipients.iter().map(|r| r.recipient_hash.to_vec()).collect();
     let rows = sqlx::query!(
         r#"select m.id, m.recipient_hash, m.status, m.held, m.token, m.worker_id, m.message_id, m.attempts, m.deferrals, m.reason,
-            m.error_message, m.subject, m.html_content, m.text_content, m.settlement = 'pending' as "settlement_pending!",
+            m.postponed_until, m.error_message, m.subject, m.html_content, m.text_content, m.settlement = 'pending' as "settlement_pending!",
             coalesce(extract(epoch from m.due_at - now()), 0)::float8 as "due_in!",
             coalesce(w.lease_until > now(), false) as "lease_live!", s.reason as "suppressed?"
            from email_messages m left join email_workers w on w.id = m.worker_id
            left join lateral (select s.reason from suppressions s where s.address_hash = m.recipient_hash
-                and ($3 or s.reason in ('hard_bounce', 'complaint')) and (s.expires_at is null or s.expires_at > now())
+                and stops_mail(s.reason, s.category, $3) and (s.expires_at is null or s.expires_at > now())
                 order by s.reason, s.category limit 1) as s on true
            where m.request_id = $1 and m.recipient_hash = any($2) order by m.id for update of m"#,
         facts.id,
         &asked,
-        request.marketing
+        request.marketing.as_deref()
     )
     .fetch_all(&mut *tx)
     .await?;
     let mut standings = Vec::with_capacity(request.recipients.len());
     // Counted once a delivery, however many of its mails were on their way.
     let mut crashed = None;
+    // Ended here without having gone out.
+    let mut unsent = Vec::new();
     for recipient in &request.recipients {
         let Some(row) = rows.iter().find(|row| row.recipient_hash == recipient.recipient_hash) else {
             // The first claim fixed who gets it: somebody added to the template since is not of this request.
@@ -106,6 +114,7 @@ pub(super) async fn readmit(
             attempts: row.attempts,
             deferrals: row.deferrals,
             crashes: crashed.map_or(0, |c| c.crashes),
+            postponed_until: row.postponed_until,
             words: words.clone(),
         };
         let standing = match (finding, &recipient.initial) {
@@ -116,27 +125,50 @@ pub(super) async fn readmit(
             // Nothing was rendered, neither now nor earlier: it fails as it would have when new.
             (Finding::Claimable, Initial::Fail(reason, error)) if words.is_none() => {
                 fail_row(tx, row.id, *reason, error).await?;
+                unsent.push(row.id);
                 Standing::Failed { reason: *reason, error: error.clone(), attempts: row.attempts }
             }
             (Finding::Claimable, _) if row.suppressed.is_some() => {
                 suppress_row(tx, row.id, row.suppressed.as_deref().unwrap_or_default()).await?;
+                if !lost_worker {
+                    unsent.push(row.id);
+                }
                 Standing::Stopped(Status::Suppressed)
             }
             // The daemon's clock is ahead of the database's.
             (Finding::Claimable, Initial::Expired) => {
                 expire_row(tx, row.id).await?;
+                if !lost_worker {
+                    unsent.push(row.id);
+                }
                 Standing::Stopped(Status::Expired)
             }
             // And here it is behind.
             (Finding::Claimable, Initial::NotBefore(_)) => Standing::NotDue(CLOCK_SKEW, row.attempts, row.deferrals),
             (Finding::OwnClaim, Initial::Claim(token)) => Standing::Claimed(claim(*token)),
             (Finding::Claimable, Initial::Claim(token)) => {
-                let fresh = if words.is_none() { recipient.words.as_deref() } else { None };
-                take_row(tx, row.id, *token, worker_id, fresh, facts.template_version, lost_worker).await?;
-                if fresh.is_some() {
-                    fix_version(tx, facts.id, facts.template_version).await?;
+                let ruling = match &request.cap {
+                    // What may have gone out already goes again under the place that it has.
+                    Some(cap) if status == Status::Queued || row_facts.given_up => {
+                        let wanted = Wanted { message_id: row.id, address_hash: &recipient.recipient_hash, cap };
+                        over_cap::judge(tx, &wanted, known.expires_at, row.error_message.as_deref()).await?
+                    }
+                    Some(_) | None => Ruling::Free,
+                };
+                match ruling {
+                    Ruling::Free => {
+                        let fresh = if words.is_none() { recipient.words.as_deref() } else { None };
+                        take_row(tx, row.id, *token, worker_id, fresh, facts.template_version, lost_worker).await?;
+                        if fresh.is_some() {
+                            fix_version(tx, facts.id, facts.template_version).await?;
+                        }
+                        Standing::Claimed(claim(*token))
+                    }
+                    Ruling::Dropped => Standing::Stopped(Status::RateLimited),
+                    Ruling::Waits { due_in, is_deferred } => {
+                        Standing::Postponed { due_in, is_deferred, attempts: row.attempts, deferrals: row.deferrals }
+                    }
                 }
-                Standing::Claimed(claim(*token))
             }
             (Finding::Claimable | Finding::OwnClaim, _) => Standing::Ready,
             (Finding::NotDue(due_in), _) => Standing::NotDue(due_in, row.attempts, row.deferrals),
@@ -161,10 +193,14 @@ pub(super) async fn readmit(
             }
             (Finding::NowExpired, _) => {
                 expire_row(tx, row.id).await?;
+                unsent.push(row.id);
                 Standing::Stopped(Status::Expired)
             }
         };
         standings.push(standing);
+    }
+    if request.cap.is_some() && !unsent.is_empty() {
+        caps::give_back(tx, &unsent).await?;
     }
     Ok(Some(Admission::Known(standings)))
 }
@@ -277,7 +313,7 @@ async fn expire_row(tx: &mut PgConnection, id: Uuid) -> Result<(), StoreError> {
     timeline(tx, id, "expired", "past expires_at").await
 }
 
-async fn timeline(tx: &mut PgConnection, id: Uuid, kind: &str, error: &str) -> Result<(), StoreError> {
+pub(super) async fn timeline(tx: &mut PgConnection, id: Uuid, kind: &str, error: &str) -> Result<(), StoreError> {
     sqlx::query!(
         "insert into email_timeline (message_id, kind, attempt, error)
          select id, $2, attempts, $3 from email_messages where id = $1",
