@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::Session;
 use crate::{
     broker::{BrokerError, Link, Topology, link::Purpose},
-    config::{Config, TopologyMode},
+    config::{Config, RateLimit, TopologyMode},
+    email::TemplateKind,
     feedback::{fetch::SystemResolver, signers::Signers, sns::SignatureVersion},
     reload,
     smtp::Relays,
@@ -31,14 +32,15 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     let config = context.settings.config()?;
     let mut findings = vec![Finding { what: "settings".to_owned(), result: Ok("in order".to_owned()) }];
     findings.push(Finding { what: "broker".to_owned(), result: broker(&config).await });
-    let (database, templates) = database(&config).await;
+    let (database, templates, idle) = database(&config).await;
     findings.push(Finding { what: "database".to_owned(), result: database });
     findings.push(Finding { what: "templates".to_owned(), result: templates });
     findings.extend(relays(&config).await);
     findings.extend(webhook(&config));
 
     let marks = if config.feedback_addr().is_some() { marks(&config).await } else { None };
-    let notes: Vec<String> = config.warnings.iter().cloned().chain(attachments(&config)).chain(marks).collect();
+    let notes: Vec<String> =
+        config.warnings.iter().cloned().chain(attachments(&config)).chain(marks).chain(idle).collect();
     let is_sound = findings.iter().all(|f| f.result.is_ok());
     if context.is_json {
         let items: Vec<Value> = findings
@@ -131,24 +133,46 @@ async fn broker(config: &Config) -> Result<String, String> {
     }
 }
 
-async fn database(config: &Config) -> (Result<String, String>, Result<String, String>) {
+/// Templates that say what happens over a cap where there is none.
+fn without_cap(config: &Config, catalogue: &Catalogue) -> Vec<String> {
+    let limit_of = |kind| match kind {
+        TemplateKind::Marketing => config.pipeline.rate_limit_marketing,
+        TemplateKind::Transactional => config.pipeline.rate_limit_transactional,
+    };
+    let active = catalogue.all_active();
+    let idle = active.iter().filter_map(|template| {
+        let manifest = template.manifest();
+        let over_cap = manifest.over_cap.filter(|_| limit_of(manifest.kind) == RateLimit::Unlimited)?;
+        Some(format!(
+            "template {}: over_cap = \"{}\" never applies, because EMAIL_RATE_LIMIT_{} is unlimited",
+            template.key(),
+            over_cap.name(),
+            manifest.kind.name().to_uppercase()
+        ))
+    });
+    idle.collect()
+}
+
+/// How database and templates are, and what is worth a note.
+async fn database(config: &Config) -> (Result<String, String>, Result<String, String>, Vec<String>) {
     let unknown = || Err("not looked at: the database must be in order first".to_owned());
+    let unseen = |words: String| (Err(words), unknown(), Vec::new());
     let store = match Store::new(&config.store, config.pipeline.lease) {
         Ok(store) => store,
-        Err(error) => return (Err(format!("DATABASE_URL: {error}")), unknown()),
+        Err(error) => return unseen(format!("DATABASE_URL: {error}")),
     };
     if let Err(error) = store.connect_once().await {
-        return (Err(format!("DATABASE_URL: {error}")), unknown());
+        return unseen(format!("DATABASE_URL: {error}"));
     }
     let missing = match store.migrations_missing().await {
         Ok(missing) => missing,
-        Err(error) => return (Err(format!("DATABASE_URL: {error}")), unknown()),
+        Err(error) => return unseen(format!("DATABASE_URL: {error}")),
     };
     if !missing.is_empty() {
-        return (Err(format!("lacks {}: run `postrider migrate`", missing.join(", "))), unknown());
+        return unseen(format!("lacks {}: run `postrider migrate`", missing.join(", ")));
     }
     if let Err(error) = store.verify_hash_key().await {
-        return (Err(error.to_string()), unknown());
+        return unseen(error.to_string());
     }
     let catalogue = Catalogue::new();
     let templates = match reload::load(&store, &catalogue, config.pipeline.tries_default).await {
@@ -158,7 +182,7 @@ async fn database(config: &Config) -> (Result<String, String>, Result<String, St
         Ok(()) => Ok(format!("{} active", catalogue.all_active().len())),
         Err(error) => Err(error.to_string()),
     };
-    (Ok("reachable, schema up to date".to_owned()), templates)
+    (Ok("reachable, schema up to date".to_owned()), templates, without_cap(config, &catalogue))
 }
 
 async fn relays(config: &Config) -> Vec<Finding> {

@@ -37,6 +37,7 @@ use super::{
     problem::{Problem, ProblemDetails, Refusals},
 };
 use crate::{
+    email::OverCap,
     reload,
     store::templates::{StoredVersion, list::TemplateLine},
     templates::{TemplateSource, parse_manifest},
@@ -188,6 +189,8 @@ pub(super) struct Template {
     priority: String,
     tries: i32,
     deadline_seconds: u64,
+    /// What becomes of a mail over its recipient's cap: `drop` or `defer`
+    over_cap: &'static str,
     required_variables: Vec<String>,
     optional_variables: Vec<String>,
     attachments_allowed: bool,
@@ -233,6 +236,7 @@ pub(super) async fn show(
         priority: manifest.priority.to_string(),
         tries: manifest.tries,
         deadline_seconds: manifest.deadline.as_secs(),
+        over_cap: manifest.over_cap.unwrap_or(OverCap::Drop).name(),
         required_variables: manifest.required,
         optional_variables: manifest.optional,
         attachments_allowed: !manifest.attachments.is_empty(),

@@ -35,6 +35,12 @@ mod broker_several_recipients;
 
 mod broker_due_times;
 
+mod broker_caps;
+
+mod broker_caps_over_days;
+
+mod broker_caps_many_daemons;
+
 mod broker_duplicates;
 
 mod broker_incident_behind_a_flood;

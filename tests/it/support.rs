@@ -20,6 +20,9 @@ pub mod database;
 /// What the audit says.
 pub mod audit;
 
+/// Who has which place under a cap, and days that pass.
+pub mod caps;
+
 /// Somebody who listens to events.
 pub mod events;
 

@@ -168,6 +168,7 @@ fn facts(source: &TemplateSource, manifest: Option<&Manifest>, version: Option<i
                 dt { "Category" } dd { (manifest.category) ", " (manifest.priority) }
                 dt { "Required" } dd { (manifest.required.join(", ")) }
                 @if !manifest.optional.is_empty() { dt { "Optional" } dd { (manifest.optional.join(", ")) } }
+                @if let Some(over) = manifest.over_cap { dt { "Over the cap" } dd { (over.name()) } }
                 dt { "Tries" } dd { (manifest.tries) ", within " (manifest.deadline.as_secs()) " s" }
             }
         }

@@ -11,6 +11,7 @@ use postrider::{
     templates::{TemplateSource, parse_manifest, read_folder},
     wire,
 };
+use tempfile::TempDir;
 use uuid::Uuid;
 
 /// The folder of the templates.
@@ -75,6 +76,24 @@ pub fn incident(to: &str) -> wire::EmailRequest {
 /// A reminder of the bulk lane, transactional.
 pub fn reminder(to: &str) -> wire::EmailRequest {
     sample("cutover_reminder", &[to])
+}
+
+/// An announcement, marketing, of the bulk lane.
+pub fn announcement(to: &str) -> wire::EmailRequest {
+    sample("reseller_announcement", &[to])
+}
+
+/// The folder of the templates with other words in some manifests: key, what to replace, and by what.
+pub fn edited_templates(edits: &[(&str, &str, &str)]) -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    copy_folder(&templates_dir(), folder.path());
+    for (key, from, to) in edits {
+        let path = folder.path().join(key).join("manifest.toml");
+        let manifest = fs::read_to_string(&path).expect("a manifest");
+        assert!(manifest.contains(from), "{key}: {from}");
+        fs::write(&path, manifest.replace(from, to)).expect("written");
+    }
+    folder
 }
 
 /// The request's id.
