@@ -11,6 +11,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -18,8 +19,8 @@ use super::{CRASHES_MAX, Carried, Fate, Halt, Pipeline, pending::Tries, render::
 use crate::{
     broker::Delivery,
     email::{
-        AttachmentContent, Cap, EmailAddress, EmailRequest, Envelope, Lane, Manifest, OverCap, Reason, Recipient,
-        TemplateKind, UnknownPolicy, identity::row_id,
+        AttachmentContent, Cap, EmailAddress, EmailRequest, Envelope, Lane, Manifest, OverCap, RateLimit, Reason,
+        Recipient, TemplateKind, UnknownPolicy, identity::row_id,
     },
     faults::{self, Point},
     smtp::Place,
@@ -55,8 +56,9 @@ pub(super) struct Message<'a> {
     /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
     identities: Vec<Identity>,
     unknown: UnknownRule,
-    /// How many such mails each recipient may get.
-    cap: Option<Cap>,
+    /// How many such mails each recipient may get, and where days begin.
+    limit: RateLimit,
+    timezone: Tz,
 }
 
 #[derive(Clone, Copy)]
@@ -92,7 +94,7 @@ impl<'a> Message<'a> {
             })
             .collect();
         let unknown = pipeline.unknown_rule(envelope.lane, rendering.manifest());
-        let cap = rendering.manifest().and_then(|manifest| pipeline.cap_of(manifest, Utc::now()));
+        let limit = rendering.manifest().map_or(RateLimit::Unlimited, |manifest| pipeline.limit_of(manifest));
         let claims = pipeline.store.at_work(identities.iter().map(|identity| identity.token).collect());
         Self {
             envelope,
@@ -109,7 +111,8 @@ impl<'a> Message<'a> {
             has_told_files: AtomicBool::new(false),
             identities,
             unknown,
-            cap,
+            limit,
+            timezone: pipeline.mail.timezone,
         }
     }
 
@@ -197,8 +200,14 @@ impl<'a> Message<'a> {
     }
 
     /// Whether it needs a place under its recipients' caps.
-    pub(super) const fn is_capped(&self) -> bool {
-        self.cap.is_some()
+    pub(super) fn is_capped(&self) -> bool {
+        self.limit != RateLimit::Unlimited
+    }
+
+    /// As it holds at this time: a message may have waited for its place on a connection for days.
+    fn cap(&self, now: DateTime<Utc>) -> Option<Cap> {
+        let manifest = self.rendering.manifest()?;
+        self.limit.cap(manifest.kind, manifest.over_cap.unwrap_or(OverCap::Drop), self.timezone, now)
     }
 
     pub(super) const fn unknown(&self) -> UnknownRule {
@@ -309,7 +318,7 @@ impl<'a> Message<'a> {
                 .manifest()
                 .filter(|manifest| manifest.kind == TemplateKind::Marketing)
                 .map(|manifest| manifest.category.clone()),
-            cap: self.cap.clone(),
+            cap: self.cap(now),
             recipients,
             attachments: if self.rendering.words.is_ok() { attachment_rows(request) } else { Vec::new() },
             unknown: self.unknown,
@@ -494,12 +503,11 @@ impl Pipeline {
     }
 
     /// How many mails like this one a person may get.
-    fn cap_of(&self, manifest: &Manifest, now: DateTime<Utc>) -> Option<Cap> {
-        let limit = match manifest.kind {
+    const fn limit_of(&self, manifest: &Manifest) -> RateLimit {
+        match manifest.kind {
             TemplateKind::Marketing => self.rules.rate_limit_marketing,
             TemplateKind::Transactional => self.rules.rate_limit_transactional,
-        };
-        limit.cap(manifest.kind, manifest.over_cap.unwrap_or(OverCap::Drop), self.mail.timezone, now)
+        }
     }
 
     fn unknown_rule(&self, lane: Lane, manifest: Option<&Manifest>) -> UnknownRule {
