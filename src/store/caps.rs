@@ -59,11 +59,11 @@ pub(super) async fn take(connection: &mut PgConnection, wanted: &[Wanted<'_>]) -
                     offset 0) as i
                 where i.window_start is not null) as w
            cross join lateral (
-                select slot from generate_series(1, w.most) as slot
+                select s.slot from generate_series(1, w.most) as s (slot)
                 where not exists (
                     select from rate_reservations r where r.address_hash = w.address_hash and r.kind = w.kind
-                        and r.window_start = w.window_start and r.slot = slot)
-                order by slot offset w.turn - 1 limit 1) as free
+                        and r.window_start = w.window_start and r.slot = s.slot)
+                order by s.slot offset w.turn - 1 limit 1) as free
            -- more than the cap were taken while it was a higher one
            where w.turn + (
                 select count(*) from rate_reservations r where r.address_hash = w.address_hash and r.kind = w.kind
