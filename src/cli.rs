@@ -55,7 +55,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app,
-    config::{Environment, Faults, LogConfig, LogFormat, Settings, StoreConfig},
+    config::{AttachmentConfig, Environment, Faults, LogConfig, LogFormat, Settings, StoreConfig},
     email::EmailAddress,
     store::Store,
     telemetry,
@@ -235,6 +235,8 @@ impl Session {
             fast_connections_max: 1,
             hash_key: SecretString::from(String::new()),
             events: self.settings.events()?,
+            // None of these commands reads or writes a file.
+            attachments: AttachmentConfig::default(),
         })
     }
 
@@ -275,7 +277,7 @@ async fn run(context: &Session) -> anyhow::Result<ExitCode> {
         }
         signalled.cancel();
     });
-    Ok(app::run(config, stop).await?)
+    Ok(Box::pin(app::run(config, stop)).await?)
 }
 
 async fn migrate(context: &Session) -> anyhow::Result<ExitCode> {

@@ -57,10 +57,14 @@ mod sections;
 
 mod relays;
 
+mod attachments;
+
 #[cfg(test)]
 mod tests;
 
 pub use crate::email::RateLimit;
+pub(crate) use attachments::host_of;
+pub use attachments::{AttachmentConfig, KeptIn, S3Config, S3Credentials};
 pub use fault::{Fault, Faults};
 pub use setting::{Group, Need, Setting, env_example};
 pub use source::{Environment, Settings};
@@ -151,6 +155,8 @@ pub struct StoreConfig {
     pub hash_key: SecretString,
     /// `EMAIL_EVENTS`: which events producers get (final).
     pub events: EventsMode,
+    /// Where the bytes of attachments come from and are kept.
+    pub attachments: AttachmentConfig,
 }
 
 /// The relays and how they are spoken to.
@@ -241,6 +247,8 @@ pub struct PipelineConfig {
     pub attachment_types: Vec<FileType>,
     /// `EMAIL_MAX_ATTACHMENT_SIZE_MB` in bytes (10 MB, counted in units of 1024 x 1024).
     pub attachment_bytes_max: usize,
+    /// `EMAIL_MAX_ATTACHMENTS_TOTAL_MB` in bytes: all files of one mail together (25 MB, or one file's limit where that is more).
+    pub attachments_total_max: u64,
     /// `EMAIL_P0_SOURCES`: who may use P0 (default `incident`); others travel as P1.
     pub p0_sources: Vec<String>,
     /// `SMTP_RETRY_MAX_ATTEMPTS`: tries of a template whose manifest names none (default 3).

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The modules below stand in reading order. Dependencies point one way: the vocabulary ([`email`], [`retry`]) knows
-//! nobody; each door ([`broker`], [`store`], [`smtp`], [`templates`], [`wire`], [`mime`]) knows the vocabulary and one
-//! outside library, never another door; the pipeline's stages know the doors they need; [`app`] knows all.
+//! nobody; each door ([`broker`], [`store`], [`smtp`], [`templates`], [`wire`], [`mime`], [`objects`]) knows the vocabulary
+//! and one outside library, never another door, but that the store may keep files in objects; the pipeline's stages know the
+//! doors they need; [`app`] knows all.
 
 pub mod pipeline;
 
@@ -25,6 +26,8 @@ pub mod smtp;
 pub mod templates;
 
 pub mod mime;
+
+pub mod objects;
 
 pub mod wire;
 

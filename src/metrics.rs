@@ -8,6 +8,8 @@ pub mod figures;
 
 mod relays;
 
+mod attachments;
+
 use std::{
     sync::{
         Arc,
@@ -65,6 +67,7 @@ pub struct Metrics {
     events_unbound: Counter<u64>,
     /// Of the oldest event that waits, in milliseconds since 1970; 0: none does.
     events_since: Arc<AtomicI64>,
+    attachments: attachments::Attachments,
     figures: Arc<Figures>,
 }
 
@@ -168,6 +171,7 @@ impl Metrics {
                 .with_description("Events that were dropped because no queue was bound to their key")
                 .build(),
             events_since: watch_events(&meter),
+            attachments: attachments::Attachments::new(&meter),
             figures: Arc::default(),
             registry,
             provider,
@@ -252,6 +256,16 @@ impl Metrics {
     /// When the oldest event happened that waits to be published; nothing: none waits.
     pub(crate) fn events_waiting_since(&self, since: Option<DateTime<Utc>>) {
         self.events_since.store(since.map_or(0, |since| since.timestamp_millis()), Ordering::Relaxed);
+    }
+
+    /// A file that a request refers to was asked for; `effort` is how long it took and what came, unless it was kept already.
+    pub(crate) fn attachment_fetched(
+        &self,
+        source: &'static str,
+        result: &'static str,
+        effort: Option<(Duration, usize)>,
+    ) {
+        self.attachments.fetched(source, result, effort);
     }
 
     pub(crate) fn replayed(&self, lane: Lane) {

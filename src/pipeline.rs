@@ -1,7 +1,7 @@
 //! READ FIRST: the life of one message, in order.
 //!
 //! ```text
-//! consume -> decode -> render -> admit -> deliver -> settle
+//! consume -> decode -> render -> (fetch) -> admit -> deliver -> settle
 //! ```
 //!
 //! The stages are leaves: they return values, and all branching is here. What each failure becomes:
@@ -11,6 +11,7 @@
 //! | (before) | it came back and no row says why | counted; from the second time on worked on alone; parked as poison |
 //! | decode | not a request, or it breaks a limit | dead letter; the letter is the record |
 //! | render | template, variable, attachment | row `failed`, dead letter |
+//! | fetch | an attachment is not at hand | row put off without a try, delayed copy; in the end `failed`, dead letter |
 //! | admit | duplicate, not due, busy, conflict | ack, delayed copy, dead letter |
 //! | admit | store away | handed back; the fast lane goes on with a journal ([`without_store`]) |
 //! | deliver | what the relay said, or the link's end | the row, as [`crate::retry`] decides |
@@ -25,6 +26,9 @@ pub mod decode;
 
 /// Stage 3.
 mod render;
+
+/// Between them, for what a request only refers to.
+mod fetch;
 
 /// Stage 4.
 mod admit;
@@ -63,7 +67,14 @@ pub use self::{
     quarantine::Quarantine,
     settle::{Settlement, dead_letter_headers},
 };
-use self::{budget::recipients_at_once, decode::Decoded, pending::Tries, quarantine::Suspicion, render::Rendering};
+use self::{
+    budget::recipients_at_once,
+    decode::Decoded,
+    fetch::{Archive, Fetched, Missing, may_have_words},
+    pending::Tries,
+    quarantine::Suspicion,
+    render::Rendering,
+};
 use crate::{
     broker::{Delivery, Publisher, Topology},
     config::{MailConfig, PipelineConfig},
@@ -245,7 +256,7 @@ impl Pipeline {
 
     async fn process_with_store(&self, delivery: &Delivery) -> Result<Carried, Halt> {
         let envelope = &delivery.envelope;
-        let Decoded { request, published_at, .. } = match self.decode(delivery).await {
+        let Decoded { mut request, published_at, .. } = match self.decode(delivery).await {
             Ok(decoded) => decoded,
             Err(settlement) => return Ok(settlement.into()),
         };
@@ -264,7 +275,12 @@ impl Pipeline {
         let rendering = self.render(envelope, &request, published_at).await?;
         faults::reached_by(Point::Rendered, request.id);
         self.metrics.accepted(envelope.lane, rendering.label());
-        self.admit_and_deliver(delivery, &request, published_at, &rendering).await
+        // Held to the end, as the message's own share is. What is not fetched yet needs no place on a connection.
+        let Fetched { missing, share: _share } = match request.has_references() {
+            true => Box::pin(self.fetch(delivery, &mut request, &rendering, Archive::Asked)).await?,
+            false => Fetched::default(),
+        };
+        self.admit_and_deliver(delivery, &request, published_at, &rendering, missing).await
     }
 
     /// Brings the audit up to date with what the fast lane sent without a database.
@@ -323,11 +339,17 @@ impl Pipeline {
         request: &EmailRequest,
         published_at: DateTime<Utc>,
         rendering: &Rendering,
+        mut missing: Option<Missing>,
     ) -> Result<Carried, Halt> {
         let earlier = Box::pin(self.earlier_recipients(delivery, request)).await?;
+        let has_files = !request.attachments.is_empty() && may_have_words(rendering, delivery);
+        if has_files && missing.is_none() {
+            missing = Box::pin(self.keep_attachments(delivery.envelope.lane, request)).await?;
+        }
         let message = admit::Message::new(self, delivery, request, published_at, rendering, earlier);
-        if !request.attachments.is_empty() {
-            Box::pin(self.keep_attachments(&message)).await?;
+        let message = message.with_files(has_files, missing);
+        if message.missing().is_some() {
+            return Box::pin(self.put_off(&message)).await;
         }
         let (standings, mut place) = match self.admit_all(&message).await? {
             Ok(admitted) => admitted,
@@ -352,7 +374,7 @@ impl Pipeline {
             (Some(only), true) => vec![only.await],
             (last, _) => {
                 journeys.extend(last);
-                stream::iter(journeys).buffered(recipients_at_once(delivery.body.len())).collect().await
+                stream::iter(journeys).buffered(recipients_at_once(message.bytes(delivery.body.len()))).collect().await
             }
         };
         Ok(message.carried(&fates))
@@ -366,6 +388,10 @@ impl Pipeline {
         place: Option<crate::smtp::Place>,
     ) -> Fate {
         let (standing, place) = match standing {
+            // It became due after its attachments would have been fetched.
+            Standing::Ready if message.request.has_references() => {
+                return Fate::Wait(Duration::ZERO, Tries::default());
+            }
             Standing::Ready => match Box::pin(self.admit_one(message, index, place)).await {
                 Ok(admitted) => admitted,
                 Err(fate) => return fate,
@@ -377,23 +403,30 @@ impl Pipeline {
                 message.note_crashes(claim.crashes);
                 self.deliver(message, index, claim, place).await
             }
+            (standing, _) => self.fate_of(message, index, standing),
+        }
+    }
+
+    /// What becomes of a recipient that is not sent to now.
+    fn fate_of(&self, message: &admit::Message<'_>, index: usize, standing: Standing) -> Fate {
+        match standing {
             // A claim is only asked for with a place in hand; whatever else this is, it is looked at again later.
-            (Standing::Claimed(_) | Standing::Ready, _) => Fate::Wait(Duration::ZERO, Tries::default()),
-            (Standing::NotDue(due_in, attempts, deferrals), _) => Fate::Wait(due_in, Tries { attempts, deferrals }),
-            (Standing::Postponed { due_in, is_deferred, attempts, deferrals }, _) => {
+            Standing::Claimed(_) | Standing::Ready => Fate::Wait(Duration::ZERO, Tries::default()),
+            Standing::NotDue(due_in, attempts, deferrals) => Fate::Wait(due_in, Tries { attempts, deferrals }),
+            Standing::Postponed { due_in, is_deferred, attempts, deferrals } => {
                 if is_deferred {
                     self.metrics.over_cap(message.lane(), message.rendering.label(), "deferred");
                 }
                 Fate::Wait(due_in, Tries { attempts, deferrals })
             }
-            (Standing::Stopped(Status::RateLimited), _) => {
+            Standing::Busy(attempts, deferrals) => Fate::Busy(Tries { attempts, deferrals }),
+            Standing::Stopped(Status::RateLimited) => {
                 self.metrics.over_cap(message.lane(), message.rendering.label(), "dropped");
                 Fate::Over(Status::RateLimited)
             }
-            (Standing::Busy(attempts, deferrals), _) => Fate::Busy(Tries { attempts, deferrals }),
-            (Standing::Stopped(status), _) => Fate::Over(status),
-            (Standing::Settled(_), _) => Fate::Duplicate,
-            (Standing::Failed { reason, error, attempts }, _) => {
+            Standing::Stopped(status) => Fate::Over(status),
+            Standing::Settled(_) => Fate::Duplicate,
+            Standing::Failed { reason, error, attempts } => {
                 Fate::Dead { recipient: message.recipient(index).shown().to_owned(), reason, error, attempts }
             }
         }

@@ -25,6 +25,7 @@ use crate::{
     config::PipelineConfig,
     email::{Envelope, PayloadHash, Priority, Status, identity::row_id},
     faults::{self, Point},
+    objects::reference::ARCHIVE,
     pipeline::decode::decode,
     publish::{self, wire_priority},
     replay::Templates,
@@ -255,7 +256,8 @@ fn decide(recorded: &Recorded) -> Result<(), Refusal> {
     }
 }
 
-/// The message that a daemon claims the rows by: whom it goes to and what comes with it. Its words are in the rows.
+/// The message that a daemon claims the rows by: whom it goes to and what comes with it. Its words are in the rows, and its
+/// files' bytes are where the audit keeps them, however large they are.
 fn compose(
     recorded: &Recorded,
     request_id: Uuid,
@@ -272,7 +274,11 @@ fn compose(
     let attachments = recorded.files.iter().map(|file| wire::Attachment {
         file_name: file.file_name.clone(),
         content_type: file.content_type.clone(),
-        content: Some(wire::AttachmentContent::Inline(file.bytes.clone())),
+        content: Some(wire::AttachmentContent::Reference(wire::Reference {
+            uri: ARCHIVE.to_owned(),
+            size_bytes: file.size_bytes,
+            sha256: file.sha256.clone(),
+        })),
         content_id: file.content_id.clone().unwrap_or_default(),
     });
     let request = wire::EmailRequest {

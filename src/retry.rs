@@ -87,6 +87,44 @@ pub fn decide(outcome: &Outcome, tried: Tried, rules: &Rules<'_>) -> Verdict {
     }
 }
 
+/// Why a mail's attachment is not at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// The place that has it is away or slow: a fault of the platform, which its age alone ends.
+    Passing,
+    /// The place has something else, or nothing: it may come yet, but nothing that waits will make it come.
+    Wrong,
+    /// What came is not what the request says of it, and never will be.
+    Final,
+}
+
+/// When a mail is looked at again whose attachment is not at hand; nothing: it is given up. No SMTP try is counted.
+///
+/// A file that is late is waited for once up the ladder. After `n` deferrals the mail was put off for nothing else, or the
+/// file would be in the attachment store.
+#[must_use]
+pub fn decide_lack(
+    lack: Lack,
+    deferrals: i32,
+    age: Duration,
+    ladder: &[Duration],
+    age_max: Duration,
+) -> Option<Duration> {
+    let climbed = usize::try_from(deferrals).is_ok_and(|n| n >= ladder.len());
+    let is_over = match lack {
+        Lack::Passing => false,
+        Lack::Wrong => climbed,
+        Lack::Final => true,
+    };
+    (!is_over && age < age_max).then(|| rung(ladder, deferrals))
+}
+
+/// The shortest delay.
+#[must_use]
+pub fn first_rung(ladder: &[Duration]) -> Duration {
+    rung(ladder, 0)
+}
+
 /// The n-th delay; the last one for ever after.
 fn rung(ladder: &[Duration], n: i32) -> Duration {
     let n = usize::try_from(n).unwrap_or(0);
@@ -138,6 +176,20 @@ mod tests {
             decide(&deferred(false), old, &RULES),
             Verdict::Failed { reason: Reason::AgeExhausted, counted: false }
         );
+    }
+
+    #[test]
+    fn a_missing_attachment_climbs_the_ladder_and_one_that_is_away_lives_as_long_as_the_mail() {
+        let young = Duration::from_secs(60);
+        let next = |lack, deferrals, age| decide_lack(lack, deferrals, age, &LADDER, HOUR);
+        for lack in [Lack::Passing, Lack::Wrong] {
+            let waits: Vec<_> = (0..3).map(|n| next(lack, n, young)).collect();
+            assert_eq!(waits, LADDER.map(Some), "{lack:?}");
+            assert_eq!(next(lack, 0, HOUR), None, "{lack:?}");
+        }
+        assert_eq!(next(Lack::Wrong, 3, young), None);
+        assert_eq!(next(Lack::Passing, 40, young), Some(LADDER[2]));
+        assert_eq!(next(Lack::Final, 0, Duration::ZERO), None);
     }
 
     #[test]

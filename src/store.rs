@@ -48,6 +48,9 @@ pub mod templates;
 /// Attachment bytes.
 pub mod attachments;
 
+/// Mails whose attachments are not at hand.
+pub mod put_off;
+
 /// Reading the audit.
 pub mod messages;
 
@@ -107,6 +110,7 @@ pub use self::{
 use crate::{
     config::{EventsMode, StoreConfig},
     email::Lane,
+    objects::Objects,
 };
 
 /// How long a caller waits for a free connection of the pool.
@@ -145,6 +149,8 @@ pub struct Store {
     /// Looks for a database that was away lately, and when the last was.
     looks: Mutex<(usize, Instant)>,
     suppressed: suppressions::Suppressed,
+    /// Where files lie that are not in the database.
+    objects: Arc<Objects>,
     /// Rung for each receipt that this daemon keeps.
     feedback_kept: Notify,
     told: told::Told,
@@ -209,7 +215,7 @@ impl Store {
     /// Prepares the pools; connects when first needed, so that a daemon can start while the database is away.
     ///
     /// # Errors
-    /// When `DATABASE_URL` cannot be read.
+    /// When `DATABASE_URL` cannot be read, or the attachment store cannot be used as the settings say.
     pub fn new(config: &StoreConfig, lease: Duration) -> Result<Arc<Self>, StoreError> {
         let for_batches = BATCH_CONNECTIONS.min(config.connections_max - 1).max(1);
         let pool = open_pool(config, (config.connections_max - for_batches).max(1), Plans::ByValues)?;
@@ -236,6 +242,7 @@ impl Store {
             health: watch::Sender::new(StoreHealth::Up),
             looks: Mutex::new((0, Instant::now())),
             suppressed: suppressions::Suppressed::default(),
+            objects: Arc::new(Objects::new(&config.attachments)?),
             feedback_kept: Notify::new(),
             told: told::Told::default(),
         }))
@@ -245,6 +252,12 @@ impl Store {
     #[must_use]
     pub const fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Where files lie that are not in the database.
+    #[must_use]
+    pub const fn objects(&self) -> &Arc<Objects> {
+        &self.objects
     }
 
     const fn pool_of(&self, lane: Lane) -> &PgPool {

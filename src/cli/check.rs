@@ -10,6 +10,7 @@ use crate::{
     config::{Config, RateLimit, TopologyMode},
     email::TemplateKind,
     feedback::{fetch::SystemResolver, signers::Signers, sns::SignatureVersion},
+    objects::{Objects, Probed},
     reload,
     smtp::Relays,
     store::Store,
@@ -37,6 +38,7 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     findings.push(Finding { what: "templates".to_owned(), result: templates });
     findings.extend(relays(&config).await);
     findings.extend(webhook(&config));
+    findings.extend(attachment_places(&config).await);
 
     let marks = if config.feedback_addr().is_some() { marks(&config).await } else { None };
     let notes: Vec<String> =
@@ -70,9 +72,8 @@ fn attachments(config: &Config) -> Option<String> {
     let limit_mb = config.pipeline.attachment_bytes_max / MB;
     (limit_mb > INLINE_MB).then(|| {
         format!(
-            "EMAIL_MAX_ATTACHMENT_SIZE_MB allows {limit_mb} MB: attachments above {INLINE_MB} MB are better sent by reference \
-             (which this version cannot fetch yet). Inline they pass through the broker's memory and disk, and a lane holds \
-             few such messages at once"
+            "EMAIL_MAX_ATTACHMENT_SIZE_MB allows {limit_mb} MB: attachments above {INLINE_MB} MB are better sent by reference. \
+             Inline they pass through the broker's memory and disk, and a lane holds few such messages at once"
         )
     })
 }
@@ -115,6 +116,21 @@ fn webhook(config: &Config) -> Option<Finding> {
         Err(error) => Err(error.to_string()),
     };
     Some(Finding { what: "webhook".to_owned(), result })
+}
+
+/// Where attachments are fetched from and kept, if that is anywhere but in messages and the database.
+async fn attachment_places(config: &Config) -> Vec<Finding> {
+    let what = || "attachments".to_owned();
+    let objects = match Objects::new(&config.store.attachments) {
+        Ok(objects) => objects,
+        Err(error) => return vec![Finding { what: what(), result: Err(error.to_string()) }],
+    };
+    let finding = |probed: Probed| {
+        let Probed { place, result } = probed;
+        let result = result.map(|words| format!("{place}: {words}")).map_err(|words| format!("{place}: {words}"));
+        Finding { what: what(), result }
+    };
+    objects.probe().await.into_iter().map(finding).collect()
 }
 
 async fn broker(config: &Config) -> Result<String, String> {

@@ -13,6 +13,7 @@ use clap::ArgGroup;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::Session;
@@ -39,6 +40,8 @@ Examples:
       --var support_link=https://support.example.bj
   postrider publish --template billing_invoice_monthly --sample \\
       --to a@example.bj,b@example.bj --attach invoice.pdf
+  postrider publish --template billing_invoice_monthly --sample --to a@example.bj \\
+      --attach-ref s3://invoices/2026/F-4711.pdf,./F-4711.pdf
   postrider publish --request invoice.json   one request as JSON; - is stdin
   postrider publish --lines invoices.jsonl   many, one a line
 
@@ -64,6 +67,10 @@ pub(super) struct Args {
     /// A file to attach; may be given several times.
     #[arg(long, value_name = "FILE")]
     attach: Vec<PathBuf>,
+    /// A file to attach that the daemon fetches: its s3://, https:// or file:// address, then a comma and a local copy of it
+    /// (which a file:// address needs not), or its size and SHA-256; may be given several times.
+    #[arg(long, value_name = "URI[,FILE|,SIZE,SHA256]")]
+    attach_ref: Vec<String>,
     /// Who asks (default: the template's category in EMAIL_TEMPLATES_DIR).
     #[arg(long)]
     source: Option<String>,
@@ -227,14 +234,71 @@ fn from_flags(context: &Session, args: &Args) -> anyhow::Result<wire::EmailReque
         priority: args.priority.or(usual).context("--priority is missing")?,
         metadata: std::collections::HashMap::new(),
     };
-    Ok(draft.into_wire())
+    let mut request = draft.into_wire();
+    for text in &args.attach_ref {
+        request.attachments.push(reference(text)?);
+    }
+    Ok(request)
+}
+
+/// The attachment of `URI`, `URI,FILE` or `URI,SIZE,SHA256`.
+fn reference(text: &str) -> anyhow::Result<wire::Attachment> {
+    let (uri, size_bytes, sha256) = match announced(text) {
+        Some(given) => given,
+        None => {
+            let (uri, copy) = match text.rsplit_once(',') {
+                Some((uri, copy)) if Path::new(copy).is_file() => (uri, PathBuf::from(copy)),
+                _ => {
+                    let is_local = text.to_ascii_lowercase().starts_with("file:");
+                    let path = url::Url::parse(text).ok().filter(|_| is_local).and_then(|u| u.to_file_path().ok());
+                    (
+                        text,
+                        path.with_context(|| format!("--attach-ref {text}: give a local copy, or size and SHA-256"))?,
+                    )
+                }
+            };
+            let bytes = std::fs::read(&copy).with_context(|| copy.display().to_string())?;
+            (uri, bytes.len() as u64, Sha256::digest(&bytes).to_vec())
+        }
+    };
+    // What a browser would call it: the last part of the path, without a query.
+    let path = url::Url::parse(uri).with_context(|| format!("--attach-ref {uri}"))?;
+    let name = path.path().rsplit('/').next().unwrap_or_default();
+    let name = percent_decoded(name);
+    let content_type = content_type_of(&name)?;
+    let reference = wire::Reference { uri: uri.to_owned(), size_bytes, sha256 };
+    let content = Some(wire::AttachmentContent::Reference(reference));
+    Ok(wire::Attachment { file_name: name, content_type, content, content_id: String::new() })
+}
+
+/// `URI,SIZE,SHA256`, if it is that.
+fn announced(text: &str) -> Option<(&str, u64, Vec<u8>)> {
+    let mut parts = text.rsplitn(3, ',');
+    let (sha256, size, uri) = (parts.next()?, parts.next()?, parts.next()?);
+    Some((uri, size.parse().ok()?, hex::decode(sha256).ok().filter(|hash| hash.len() == 32)?))
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let coded = tail.get(..2).filter(|_| *first == b'%').and_then(|code| hex::decode(code).ok());
+        match coded.as_deref() {
+            Some([byte]) => (bytes.push(*byte), rest = &tail[2..]),
+            _ => (bytes.push(*first), rest = tail),
+        };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn content_type_of(name: &str) -> anyhow::Result<String> {
+    let kind = FileType::from_file_name(name)
+        .with_context(|| format!("{name}: its ending is not one of pdf, png, jpg, json, csv"))?;
+    Ok(kind.content_type().to_owned())
 }
 
 fn attachment(file: &Path) -> anyhow::Result<(String, String, Bytes)> {
     let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
     let name = file.file_name().and_then(|n| n.to_str()).with_context(|| format!("{}: no name", file.display()))?;
-    let content_type = FileType::from_file_name(name)
-        .with_context(|| format!("{name}: its ending is not one of pdf, png, jpg, json, csv"))?
-        .content_type();
-    Ok((name.to_owned(), content_type.to_owned(), bytes.into()))
+    Ok((name.to_owned(), content_type_of(name)?, bytes.into()))
 }

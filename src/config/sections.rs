@@ -8,7 +8,9 @@ use secrecy::SecretString;
 
 use super::{
     BrokerConfig, Config, EventsMode, Faults, HttpConfig, LogConfig, LogFormat, MailConfig, PipelineConfig, QueueType,
-    Settings, SnsConfig, StoreConfig, TopologyMode, parse,
+    Settings, SnsConfig, StoreConfig, TopologyMode,
+    attachments::{attachments, total_max},
+    parse,
     read::{Reader, Recorded, lane_name},
     relays::smtp,
 };
@@ -173,12 +175,14 @@ fn store(r: &mut Reader<'_>) -> Result<StoreConfig, Recorded> {
     let fast_connections_max = r.read("DATABASE_FAST_CONNECTIONS_MAX", parse::number(1..=50));
     let hash_key = r.read("EMAIL_HASH_KEY", parse::hash_key);
     let events = events(r);
+    let attachments = attachments(r);
     Ok(StoreConfig {
         url: url?,
         connections_max: connections_max?,
         fast_connections_max: fast_connections_max?,
         hash_key: hash_key?,
         events: events?,
+        attachments: attachments?,
     })
 }
 
@@ -218,6 +222,7 @@ fn templates_dir(r: &mut Reader<'_>) -> Result<PathBuf, Recorded> {
 fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
     let attachment_types = r.read("EMAIL_ALLOWED_ATTACHMENT_TYPES", parse::attachment_types);
     let attachment_mb_max = r.read("EMAIL_MAX_ATTACHMENT_SIZE_MB", parse::number(1..=100_usize));
+    let attachments_total_max = total_max(r, attachment_mb_max.as_ref().ok().copied());
     let tries_default = r.read("SMTP_RETRY_MAX_ATTEMPTS", parse::number(1..=20));
     let p0_sources = r.read("EMAIL_P0_SOURCES", parse::sources);
     let rate_limit_transactional = r.read("EMAIL_RATE_LIMIT_TRANSACTIONAL", parse::rate_limit);
@@ -251,6 +256,7 @@ fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
     Ok(PipelineConfig {
         attachment_types: attachment_types?,
         attachment_bytes_max: attachment_mb_max? * 1024 * 1024,
+        attachments_total_max: attachments_total_max?,
         p0_sources: p0_sources?,
         tries_default: tries_default?,
         age_max: age_max?,

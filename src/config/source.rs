@@ -17,8 +17,19 @@ const VALUE_BYTES_MAX: u64 = 64 * 1024;
 /// What ends the name of a variable that names a file.
 const FILE_SUFFIX: &str = "_FILE";
 /// Names that look like ours are ours, or misspelt.
-const PREFIXES: [&str; 10] =
-    ["ADMIN_", "AMQP_", "DATABASE_", "DEAD_LETTER_", "EMAIL_", "POSTRIDER_", "SHUTDOWN_", "SMTP_", "SNS_", "WEBHOOK_"];
+const PREFIXES: [&str; 11] = [
+    "ADMIN_",
+    "AMQP_",
+    "ATTACHMENT_",
+    "DATABASE_",
+    "DEAD_LETTER_",
+    "EMAIL_",
+    "POSTRIDER_",
+    "SHUTDOWN_",
+    "SMTP_",
+    "SNS_",
+    "WEBHOOK_",
+];
 
 /// Environment variables. A map, so that a test or an embedding program need not change the process's own.
 #[derive(Clone, Default)]

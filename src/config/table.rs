@@ -142,6 +142,46 @@ pub const SETTINGS: &[Setting] = &[
     Setting::preset(Attachments, "EMAIL_MAX_ATTACHMENT_SIZE_MB", "10")
         .meaning("Largest attachment, in units of 1024 x 1024 bytes.")
         .accepts("1 to 100"),
+    Setting::optional(Attachments, "EMAIL_MAX_ATTACHMENTS_TOTAL_MB", "25")
+        .meaning("Largest sum of one mail's attachments; by default 25, or one attachment's limit where that is more.")
+        .accepts("1 to 200, at least EMAIL_MAX_ATTACHMENT_SIZE_MB"),
+    Setting::optional(Attachments, "ATTACHMENT_HTTPS_HOSTS", "files.rgz.bj")
+        .meaning("Hosts that attachments may be fetched from by https:// references; unset: none.")
+        .accepts("host names or addresses, with a port where it is not 443, comma-separated"),
+    Setting::optional(Attachments, "ATTACHMENT_S3_BUCKETS", "rgz-documents")
+        .meaning("Buckets that attachments may be fetched from by s3:// references; unset: none.")
+        .accepts("names of buckets, comma-separated"),
+    Setting::optional(Attachments, "ATTACHMENT_FOLDER", "/srv/documents")
+        .meaning("Folder that attachments may be read from by file:// references; unset: none.")
+        .accepts("the absolute path of a folder that is there"),
+    Setting::optional(Attachments, "ATTACHMENT_CA_FILE", "/etc/postrider/files-ca.pem")
+        .meaning("Certificates to trust besides the system's, for https:// references and for S3.")
+        .accepts(CA_FILE),
+    Setting::preset(Attachments, "ATTACHMENT_FETCH_TIMEOUT_SECONDS", "30")
+        .meaning("How long fetching one attachment may take; then the mail is tried again later.")
+        .accepts("1 to 300 seconds"),
+    Setting::preset(Attachments, "ATTACHMENT_FETCHES_MAX", "8")
+        .meaning("Attachments fetched at once, in the fast lane and in the others together.")
+        .accepts("1 to 100"),
+    Setting::preset(Attachments, "EMAIL_ATTACHMENT_STORE", "postgres")
+        .meaning("Where the bytes of sent attachments are kept; what was kept elsewhere before stays readable there.")
+        .accepts("postgres, s3://bucket/prefix, or file:/// and the absolute path of a folder that is there"),
+    Setting::preset(Attachments, "AWS_REGION", "us-east-1").meaning("Region of the buckets.").accepts("a name such as eu-west-1"),
+    Setting::optional(Attachments, "AWS_ENDPOINT_URL_S3", "https://minio.rgz.bj:9000")
+        .meaning("Where S3 is, if it is not Amazon's; buckets are the first part of the path there.")
+        .accepts("an https:// or http:// URL without a path"),
+    Setting::optional(Attachments, "AWS_ACCESS_KEY_ID", "")
+        .meaning("Key for S3, together with AWS_SECRET_ACCESS_KEY; unset: the role of the machine, pod or task.")
+        .accepts("an access key id")
+        .private(),
+    Setting::optional(Attachments, "AWS_SECRET_ACCESS_KEY", "")
+        .meaning("The secret of AWS_ACCESS_KEY_ID.")
+        .accepts("a secret access key")
+        .private(),
+    Setting::optional(Attachments, "AWS_SESSION_TOKEN", "")
+        .meaning("Of temporary keys, together with AWS_ACCESS_KEY_ID.")
+        .accepts("a session token")
+        .private(),
     Setting::preset(Rules, "SMTP_RETRY_MAX_ATTEMPTS", "3")
         .meaning("Tries in all of a mail whose template names no number.")
         .accepts("1 to 20"),

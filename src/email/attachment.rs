@@ -146,15 +146,43 @@ pub enum BadAttachment {
         /// What it says it is.
         declared: String,
         /// How large it is.
-        size: usize,
+        size: u64,
         /// How large it may be.
         limit: usize,
     },
 }
 
-/// Whether a file may go with a mail: of an allowed type, not too large, and with a name and content that agree with it.
+/// Whether a file may go with a mail as far as it is described: of an allowed type, with a name that agrees with it, neither
+/// empty nor too large. What cannot go is not worth fetching.
 ///
 /// `file_name` is a cleaned one, `content_type` is lower case and has no parameters.
+///
+/// # Errors
+/// The first thing that is wrong, with the file's name.
+pub fn check_description(
+    file_name: &str,
+    content_type: &str,
+    size: u64,
+    allowed: &[FileType],
+    bytes_max: usize,
+) -> Result<FileType, BadAttachment> {
+    let (file_name, declared) = (file_name.to_owned(), content_type.to_owned());
+    let Some(kind) = FileType::from_content_type(content_type).filter(|kind| allowed.contains(kind)) else {
+        return Err(BadAttachment::NotAllowed { file_name, declared, allowed: names_of(allowed) });
+    };
+    if FileType::from_file_name(&file_name) != Some(kind) {
+        return Err(BadAttachment::NameDisagrees { file_name, declared, allowed: names_of(allowed) });
+    }
+    if size > bytes_max as u64 {
+        return Err(BadAttachment::TooLarge { file_name, declared, size, limit: bytes_max });
+    }
+    if size == 0 {
+        return Err(BadAttachment::Empty { file_name, declared });
+    }
+    Ok(kind)
+}
+
+/// The same of a file that is at hand: its content must agree as well.
 ///
 /// # Errors
 /// The first thing that is wrong, with the file's name.
@@ -165,29 +193,22 @@ pub fn check_attachment(
     allowed: &[FileType],
     bytes_max: usize,
 ) -> Result<FileType, BadAttachment> {
-    let (file_name, declared) = (file_name.to_owned(), content_type.to_owned());
-    let allowed_names = || match allowed {
-        [] => "none".to_owned(),
-        _ => allowed.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", "),
-    };
-    let Some(kind) = FileType::from_content_type(content_type).filter(|kind| allowed.contains(kind)) else {
-        return Err(BadAttachment::NotAllowed { file_name, declared, allowed: allowed_names() });
-    };
-    if FileType::from_file_name(&file_name) != Some(kind) {
-        return Err(BadAttachment::NameDisagrees { file_name, declared, allowed: allowed_names() });
-    }
-    if bytes.len() > bytes_max {
-        return Err(BadAttachment::TooLarge { file_name, declared, size: bytes.len(), limit: bytes_max });
-    }
-    if bytes.is_empty() {
-        return Err(BadAttachment::Empty { file_name, declared });
-    }
+    let kind = check_description(file_name, content_type, bytes.len() as u64, allowed, bytes_max)?;
     match content_found(kind, bytes) {
         None => Ok(kind),
-        Some(found) => {
-            let found = found.to_owned();
-            Err(BadAttachment::ContentDisagrees { file_name, declared, found, allowed: allowed_names() })
-        }
+        Some(found) => Err(BadAttachment::ContentDisagrees {
+            file_name: file_name.to_owned(),
+            declared: content_type.to_owned(),
+            found: found.to_owned(),
+            allowed: names_of(allowed),
+        }),
+    }
+}
+
+fn names_of(allowed: &[FileType]) -> String {
+    match allowed {
+        [] => "none".to_owned(),
+        _ => allowed.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", "),
     }
 }
 

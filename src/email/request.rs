@@ -43,6 +43,20 @@ pub struct EmailRequest {
     pub metadata: BTreeMap<String, String>,
 }
 
+impl EmailRequest {
+    /// Whether a file of it is not at hand yet.
+    #[must_use]
+    pub fn has_references(&self) -> bool {
+        self.attachments.iter().any(|a| matches!(a.content, AttachmentContent::Reference { .. }))
+    }
+
+    /// Bytes of all its files, at hand or announced.
+    #[must_use]
+    pub fn attachment_bytes(&self) -> u64 {
+        self.attachments.iter().map(|a| a.content.size_bytes()).fold(0, u64::saturating_add)
+    }
+}
+
 impl fmt::Debug for EmailRequest {
     /// Names the request without showing anybody's data.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -132,6 +146,17 @@ pub enum AttachmentContent {
         /// Announced SHA-256.
         sha256: [u8; 32],
     },
+}
+
+impl AttachmentContent {
+    /// How large the file is, or is said to be.
+    #[must_use]
+    pub const fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Inline { bytes, .. } => bytes.len() as u64,
+            Self::Reference { size_bytes, .. } => *size_bytes,
+        }
+    }
 }
 
 /// SHA-256 over a request's canonical form.

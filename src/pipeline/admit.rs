@@ -15,7 +15,9 @@ use chrono_tz::Tz;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{CRASHES_MAX, Carried, Fate, Halt, Pipeline, pending::Tries, render::Rendering, settle::Settlement};
+use super::{
+    CRASHES_MAX, Carried, Fate, Halt, Pipeline, fetch::Missing, pending::Tries, render::Rendering, settle::Settlement,
+};
 use crate::{
     broker::Delivery,
     email::{
@@ -53,6 +55,10 @@ pub(super) struct Message<'a> {
     is_counted: AtomicBool,
     /// The files' bytes are in the journal.
     has_told_files: AtomicBool,
+    /// All its files are kept, so that rows can refer to them.
+    files_are_kept: bool,
+    /// An attachment is not at hand.
+    missing: Option<Missing>,
     /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
     identities: Vec<Identity>,
     unknown: UnknownRule,
@@ -109,6 +115,8 @@ impl<'a> Message<'a> {
             afterwards: Mutex::default(),
             is_counted: AtomicBool::new(false),
             has_told_files: AtomicBool::new(false),
+            files_are_kept: false,
+            missing: None,
             identities,
             unknown,
             limit,
@@ -225,6 +233,23 @@ impl<'a> Message<'a> {
         self
     }
 
+    /// The same message with its files, or without all of them. `are_kept`: those at hand are.
+    pub(super) fn with_files(mut self, are_kept: bool, missing: Option<Missing>) -> Self {
+        self.files_are_kept = are_kept && missing.is_none() && !self.request.has_references();
+        self.missing = missing;
+        self
+    }
+
+    /// What is not at hand.
+    pub(super) const fn missing(&self) -> Option<&Missing> {
+        self.missing.as_ref()
+    }
+
+    /// Roughly, the bytes of one mail's files and words: each recipient's are built apart.
+    pub(super) fn bytes(&self, body: usize) -> usize {
+        body.max(usize::try_from(self.request.attachment_bytes()).unwrap_or(usize::MAX))
+    }
+
     /// Whether it may not be sent any more.
     pub(super) fn is_expired(&self) -> bool {
         self.request.expires_at.is_some_and(|at| at <= Utc::now())
@@ -239,6 +264,8 @@ impl<'a> Message<'a> {
     /// Whether this recipient could be sent to right now, as far as the request alone tells.
     fn is_sendable(&self, index: usize, now: DateTime<Utc>) -> bool {
         self.rendering.words.is_ok()
+            // They are fetched when it is due; what became due since is looked at again.
+            && !self.request.has_references()
             && self.recipients[index].address.is_ok()
             && self.request.not_before.is_none_or(|at| at <= now)
             && self.request.expires_at.is_none_or(|at| at > now)
@@ -268,7 +295,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    fn claim_request(
+    pub(super) fn claim_request(
         &self,
         indexes: impl Iterator<Item = usize>,
         claimed: Option<usize>,
@@ -320,7 +347,7 @@ impl<'a> Message<'a> {
                 .map(|manifest| manifest.category.clone()),
             cap: self.cap(now),
             recipients,
-            attachments: if self.rendering.words.is_ok() { attachment_rows(request) } else { Vec::new() },
+            attachments: if self.files_are_kept { attachment_rows(request) } else { Vec::new() },
             unknown: self.unknown,
             crash_key: self.crash_key,
             crashes_max: CRASHES_MAX,
@@ -348,19 +375,6 @@ impl Pipeline {
             Some(Recipient { address: Ok(EmailAddress::parse(&email).ok()?), display_name })
         });
         Ok(known.collect())
-    }
-
-    /// Stores the attachments' bytes, so that no mail is on its way whose attachment the audit does not have.
-    pub(super) async fn keep_attachments(&self, message: &Message<'_>) -> Result<(), Halt> {
-        if message.rendering.words.is_err() {
-            return Ok(());
-        }
-        for attachment in &message.request.attachments {
-            if let AttachmentContent::Inline { bytes, sha256 } = &attachment.content {
-                self.patiently(|| self.store.keep_attachment(message.lane(), sha256, bytes)).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Writes or finds all rows, and claims the first recipient that can be sent to. The inner error is how it ends here.
@@ -446,7 +460,7 @@ impl Pipeline {
     }
 
     /// Asks the store for a claim.
-    async fn claim(&self, message: &Message<'_>, request: &Arc<ClaimRequest>) -> Result<Admission, Halt> {
+    pub(super) async fn claim(&self, message: &Message<'_>, request: &Arc<ClaimRequest>) -> Result<Admission, Halt> {
         if !self.store.lease_is_good() {
             // Somebody else may think us gone: prove otherwise before touching anything.
             self.patiently(|| self.store.renew_lease()).await?;

@@ -1,9 +1,10 @@
-//! How many bytes of large messages are decoded, rendered, built and sent at once.
+//! How many bytes of large messages are decoded, rendered, built and sent at once, and of files that messages only refer to.
 //!
 //! A message of 10 MB is there twice: as it came (its files are slices of it, not copies) and as it goes, in base64. Small
 //! ones pass without asking.
 //!
 //! Invariant: the fast lane has a share of its own, and never waits for the others'.
+//! Invariant: a share of fetched bytes is asked for last: whoever holds one waits for no other share.
 //! Invariant: a share is asked for before a place on a connection, never with one in hand: whoever holds a place goes on.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -24,12 +25,18 @@ const RECIPIENTS_MAX: usize = 8;
 const UNIT: usize = 1024;
 
 /// The shares of all lanes.
+#[derive(Default)]
 pub struct Budget {
+    messages: Shares,
+    fetched: Shares,
+}
+
+struct Shares {
     fast: Semaphore,
     others: Semaphore,
 }
 
-impl Default for Budget {
+impl Default for Shares {
     fn default() -> Self {
         Self { fast: Semaphore::new(FAST_BYTES / UNIT), others: Semaphore::new(OTHER_BYTES / UNIT) }
     }
@@ -39,6 +46,17 @@ impl Budget {
     /// Waits for a message's share, held until it is settled; nothing for a small one. One that is larger than the whole
     /// budget goes alone.
     pub(super) async fn share(&self, lane: Lane, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        self.messages.share(lane, bytes).await
+    }
+
+    /// The same for the files that a message refers to, before they are fetched.
+    pub(super) async fn share_of_fetched(&self, lane: Lane, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        self.fetched.share(lane, usize::try_from(bytes).unwrap_or(usize::MAX)).await
+    }
+}
+
+impl Shares {
+    async fn share(&self, lane: Lane, bytes: usize) -> Option<SemaphorePermit<'_>> {
         if bytes <= SMALL_BYTES_MAX {
             return None;
         }

@@ -260,19 +260,19 @@ impl Pipeline {
     pub(super) fn make(&self, making: &Making<'_>) -> Result<(EmailAddress, Bytes), String> {
         let to = making.recipient.address.clone().map_err(|bad| bad.error.to_string())?;
         let request = making.request;
-        let files: Vec<mime::FilePart<'_>> = request
-            .attachments
-            .iter()
-            .filter_map(|a| match &a.content {
-                AttachmentContent::Inline { bytes, .. } => Some(mime::FilePart {
-                    file_name: &a.file_name,
-                    content_type: &a.content_type,
-                    bytes,
-                    content_id: a.content_id.as_deref(),
-                }),
-                AttachmentContent::Reference { .. } => None,
-            })
-            .collect();
+        let mut files = Vec::with_capacity(request.attachments.len());
+        for file in &request.attachments {
+            // Whatever went before: no mail goes without its attachments.
+            let AttachmentContent::Inline { bytes, .. } = &file.content else {
+                return Err(format!("attachment \"{}\" is not at hand", file.file_name));
+            };
+            files.push(mime::FilePart {
+                file_name: &file.file_name,
+                content_type: &file.content_type,
+                bytes,
+                content_id: file.content_id.as_deref(),
+            });
+        }
         let size: usize = files.iter().map(|a| a.bytes.len()).sum();
         // SES takes it out again, and gives it back with each of its events.
         let tag = self.has_feedback.then(|| Mark { row_id: making.row_id, attempt: making.attempt }.tag());

@@ -183,34 +183,37 @@ impl Pipeline {
         {
             return Err(format!("{}: template {} takes no attachments", first.file_name, request.template_key));
         }
+        let (total, total_max) = (request.attachment_bytes(), self.rules.attachments_total_max);
+        if total > total_max {
+            return Err(format!(
+                "the attachments have {total} bytes together; the limit is {total_max} (EMAIL_MAX_ATTACHMENTS_TOTAL_MB)"
+            ));
+        }
         for file in &request.attachments {
-            match &file.content {
+            let (name, kind) = (&file.file_name, &file.content_type);
+            let (types, bytes_max) = (&self.rules.attachment_types, self.rules.attachment_bytes_max);
+            let found = match &file.content {
                 AttachmentContent::Inline { bytes, .. } => {
-                    let found = attachment::check_attachment(
-                        &file.file_name,
-                        &file.content_type,
-                        bytes,
-                        &self.rules.attachment_types,
-                        self.rules.attachment_bytes_max,
-                    )
-                    .map_err(|error| error.to_string())?;
-                    let accepted = manifest.attachments.iter().any(|name| name == found.name());
-                    if !accepted && file.content_id.is_none() {
-                        return Err(format!(
-                            "{}: template {} takes {} only, not {}",
-                            file.file_name,
-                            request.template_key,
-                            manifest.attachments.join(", "),
-                            found.name()
-                        ));
-                    }
+                    attachment::check_attachment(name, kind, bytes, types, bytes_max)
                 }
-                AttachmentContent::Reference { .. } => {
-                    return Err(format!(
-                        "{}: attachments by reference cannot be fetched by this version; send the bytes inline",
-                        file.file_name
-                    ));
+                AttachmentContent::Reference { size_bytes, .. } => {
+                    attachment::check_description(name, kind, *size_bytes, types, bytes_max)
                 }
+            };
+            let found = found.map_err(|error| error.to_string())?;
+            let accepted = manifest.attachments.iter().any(|name| name == found.name());
+            if !accepted && file.content_id.is_none() {
+                return Err(format!(
+                    "{}: template {} takes {} only, not {}",
+                    file.file_name,
+                    request.template_key,
+                    manifest.attachments.join(", "),
+                    found.name()
+                ));
+            }
+            if let AttachmentContent::Reference { uri, .. } = &file.content {
+                let allowed = self.store.objects().source_of(uri);
+                allowed.map_err(|error| format!("attachment \"{}\": {error}", file.file_name))?;
             }
         }
         Ok(())

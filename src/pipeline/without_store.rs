@@ -20,6 +20,7 @@ use super::{
     admit::{Message, attachment_rows},
     budget::recipients_at_once,
     decode::Decoded,
+    fetch::{Archive, Fetched, Missing},
     memory::Known,
     pending::{Left, Pending, Tries},
     settle::Settlement,
@@ -31,6 +32,7 @@ use crate::{
     store::{
         Claim, NewStatus, OutcomeRow,
         journal::{Ended, Entry, EntryAttachment, EntryRecipient, EntryRequest, EntryWords, Step},
+        put_off::PutOff,
     },
 };
 
@@ -42,7 +44,7 @@ impl Pipeline {
             // A replay speaks of rows: who got it already, they only know.
             return Err(Halt::Away);
         }
-        let Decoded { request, published_at, .. } = match self.decode(delivery).await {
+        let Decoded { mut request, published_at, .. } = match self.decode(delivery).await {
             Ok(decoded) => decoded,
             Err(settlement) => return Ok(settlement.into()),
         };
@@ -57,7 +59,13 @@ impl Pipeline {
             // There can be no row; the letter is the record.
             return Ok(Settlement::unreadable(*reason, error.clone()).about(&request).into());
         }
-        let message = Message::new(self, delivery, &request, published_at, &rendering, Vec::new()).journaled();
+        // What the attachment store has cannot be asked: each try fetches anew.
+        let Fetched { missing, share: _share } = match request.has_references() {
+            true => Box::pin(self.fetch(delivery, &mut request, &rendering, Archive::Away)).await?,
+            false => Fetched::default(),
+        };
+        let message = Message::new(self, delivery, &request, published_at, &rendering, Vec::new());
+        let message = message.journaled().with_files(false, missing);
         // It may have gone out before this daemon knew of it: the policy says whether that may happen again.
         let may_be_repeated = message.unknown().policy == UnknownPolicy::Resend;
         let knows_all = (0..message.len()).all(|index| self.memory.knows(request.id, message.hash(index)));
@@ -67,7 +75,7 @@ impl Pipeline {
         self.metrics.accepted(envelope.lane, rendering.label());
         let pending = envelope.pending.as_deref().and_then(Pending::read);
         let journeys = (0..message.len()).map(|index| self.one_without_store(&message, index, pending.as_ref()));
-        let at_once = recipients_at_once(delivery.body.len());
+        let at_once = recipients_at_once(message.bytes(delivery.body.len()));
         let fates: Vec<Fate> = stream::iter(journeys.collect::<Vec<_>>()).buffered(at_once).collect().await;
         Ok(message.carried(&fates))
     }
@@ -128,6 +136,9 @@ impl Pipeline {
             let recipient = recipient.shown().to_owned();
             return Fate::Dead { recipient, reason: Reason::BadAddress, error, attempts: tries.attempts };
         }
+        if let Some(missing) = message.missing() {
+            return self.put_off_without_store(message, index, tries, missing);
+        }
         let place = tokio::select! {
             biased;
             // Who waited for a relay until there is a database again goes by its rows.
@@ -141,6 +152,10 @@ impl Pipeline {
         }
         if let Some(due_in) = message.request.not_before.and_then(|at| (at - now).to_std().ok()) {
             return Fate::Wait(due_in, tries);
+        }
+        if message.request.has_references() {
+            // It became due after its attachments would have been fetched.
+            return Fate::Wait(Duration::ZERO, tries);
         }
         if self.store.was_suppressed(message.hash(index), now) {
             let why = "on the suppression list, as it was loaded last";
@@ -175,6 +190,26 @@ impl Pipeline {
         }
         self.metrics.without_store(if is_doubtful { "maybe_repeated" } else { "first" });
         self.deliver(message, index, claim, place).await
+    }
+
+    /// An attachment is not at hand: put off, or given up. No try is counted.
+    fn put_off_without_store(&self, message: &Message<'_>, index: usize, tries: Tries, missing: &Missing) -> Fate {
+        let error = missing.error.as_str();
+        let (ended, fate) = match self.when_again(message, missing, tries.deferrals) {
+            PutOff::Again(due_in) => {
+                let kind = "deferred".to_owned();
+                let ended = Ended { due_in: Some(due_in.as_secs_f64()), kind, ..no("queued", error, tries) };
+                (ended, Fate::Retry(due_in, Tries { deferrals: tries.deferrals + 1, ..tries }))
+            }
+            PutOff::Failed(reason) => {
+                let ended = Ended { reason: Some(reason.name().to_owned()), ..no("failed", error, tries) };
+                let recipient = message.recipient(index).shown().to_owned();
+                (ended, Fate::Dead { recipient, reason, error: error.to_owned(), attempts: tries.attempts })
+            }
+        };
+        let (_, token) = message.identity(index);
+        message.journal_afterwards(self.entry(message, index, tries, token, Step::Ended(Box::new(ended))));
+        fate
     }
 
     /// Policy says no.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use sqlx::Error;
 
+use crate::objects::{SetupError, ShelfError};
+
 /// Why a statement did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -30,6 +32,12 @@ pub enum StoreError {
          could go out twice. Put the old key back, or use another database"
     )]
     HashKeyChanged,
+    /// The bytes of attachments are kept elsewhere, and that place does not do its work: the database is well.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    /// That place cannot be used as the settings say.
+    #[error(transparent)]
+    Objects(#[from] SetupError),
 }
 
 impl StoreError {

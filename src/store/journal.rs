@@ -346,7 +346,8 @@ async fn apply(tx: &mut PgConnection, received: &ReceivedEntry) -> Result<(), St
 async fn keep_files(tx: &mut PgConnection, entry: &Entry, files: &[Vec<u8>]) -> Result<(), StoreError> {
     for (attachment, bytes) in entry.attachments.iter().zip(files) {
         sqlx::query!(
-            "insert into attachment_blobs (sha256, size_bytes, data) values ($1, $2, $3) on conflict do nothing",
+            "insert into attachment_blobs (sha256, size_bytes, data) values ($1, $2, $3)
+             on conflict (sha256) do update set used_at = now()",
             hex::decode(&attachment.sha256).unwrap_or_default(),
             attachment.size_bytes,
             bytes

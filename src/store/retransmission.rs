@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
@@ -83,8 +82,10 @@ pub struct RecordedFile {
     pub content_type: String,
     /// Of an inline image.
     pub content_id: Option<String>,
-    /// The file.
-    pub bytes: Bytes,
+    /// How large it is.
+    pub size_bytes: u64,
+    /// Its bytes are kept under this.
+    pub sha256: Vec<u8>,
 }
 
 /// The rows that are to be written.
@@ -301,19 +302,23 @@ async fn recorded(
         return Ok(None);
     };
     let files = sqlx::query!(
-        r#"select a.filename, a.content_type, a.content_id, b.data as "data!"
-           from email_attachments a join attachment_blobs b on b.sha256 = a.sha256
-           where a.message_id = $1 and b.data is not null order by a.ordinal, a.filename, a.id"#,
+        "select a.filename, a.content_type, a.content_id, b.size_bytes, b.sha256
+         from email_attachments a join attachment_blobs b on b.sha256 = a.sha256
+         where a.message_id = $1 order by a.ordinal, a.filename, a.id",
         message
     )
     .fetch_all(connection)
     .await?;
-    let file = |(file_name, content_type, content_id, bytes): (String, String, Option<String>, Vec<u8>)| RecordedFile {
-        file_name,
-        content_type,
-        content_id,
-        bytes: bytes.into(),
-    };
+    let files: Vec<RecordedFile> = files
+        .into_iter()
+        .map(|file| RecordedFile {
+            file_name: file.filename,
+            content_type: file.content_type,
+            content_id: file.content_id,
+            size_bytes: u64::try_from(file.size_bytes).unwrap_or_default(),
+            sha256: file.sha256,
+        })
+        .collect();
     Ok(Some(Recorded {
         status: status_of(&row.status)?,
         held: row.held,
@@ -329,7 +334,7 @@ async fn recorded(
         reply_to: row.reply_to,
         published_at: row.published_at,
         suppressed: row.suppressed,
-        files: files.into_iter().map(|f| file((f.filename, f.content_type, f.content_id, f.data))).collect(),
+        files,
         files_recorded: usize::try_from(row.attachments_count).unwrap_or_default(),
     }))
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use postrider::{
-    config::{EventsMode, StoreConfig},
+    config::{AttachmentConfig, EventsMode, StoreConfig},
     store::Store,
 };
 use secrecy::SecretString;
@@ -82,6 +82,7 @@ async fn address_mails(database_url: &str, rows: u64) -> anyhow::Result<()> {
             fast_connections_max: 1,
             hash_key: SecretString::from(HASH_KEY),
             events: EventsMode::Off,
+            attachments: AttachmentConfig::default(),
         },
         START_LIMIT,
     )?;

@@ -27,6 +27,10 @@ mod broker_every_template;
 
 mod broker_original_requests;
 
+mod attachments_by_reference;
+
+mod attachments_kept_elsewhere;
+
 mod broker_poisonous_input;
 
 mod broker_deferred_mail;

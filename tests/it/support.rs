@@ -38,6 +38,9 @@ pub mod process;
 /// Requests to publish.
 pub mod requests;
 
+/// Where files lie: a web server and an S3 that misbehave on command.
+pub mod files;
+
 /// Mails as a person's mail program reads them.
 pub mod mail;
 

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
-    Admission, Claim, ClaimRequest, Initial, Standing, Words,
+    Admission, AttachmentRow, Claim, ClaimRequest, Initial, Standing, Words,
     over_cap::{self, Ruling},
     status_of,
 };
@@ -202,6 +202,9 @@ pub(super) async fn readmit(
     if request.cap.is_some() && !unsent.is_empty() {
         caps::give_back(tx, &unsent).await?;
     }
+    if !request.attachments.is_empty() {
+        attach(tx, &standings, &request.attachments).await?;
+    }
     Ok(Some(Admission::Known(standings)))
 }
 
@@ -244,6 +247,40 @@ async fn take_row(
         .execute(&mut *tx)
         .await?;
     }
+    Ok(())
+}
+
+/// The files of mails that are claimed and have none yet: their bytes were not at hand when the rows were written.
+async fn attach(tx: &mut PgConnection, standings: &[Standing], files: &[AttachmentRow]) -> Result<(), StoreError> {
+    let claimed: Vec<Uuid> =
+        standings.iter().filter_map(|s| if let Standing::Claimed(claim) = s { Some(claim.id) } else { None }).collect();
+    if claimed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = files.iter().map(|file| file.file_name.as_str()).collect();
+    let types: Vec<&str> = files.iter().map(|file| file.content_type.as_str()).collect();
+    let ids: Vec<Option<&str>> = files.iter().map(|file| file.content_id.as_deref()).collect();
+    let sizes: Vec<i32> = files.iter().map(|file| file.size_bytes).collect();
+    let hashes: Vec<&[u8]> = files.iter().map(|file| file.sha256.as_slice()).collect();
+    sqlx::query!(
+        "with attached as (
+            insert into email_attachments (message_id, filename, content_type, content_id, size_bytes, sha256, ordinal)
+            select m.id, a.filename, a.content_type, a.content_id, a.size_bytes, a.sha256, a.ordinal
+            from unnest($1::uuid[]) as m (id), unnest($2::text[], $3::text[], $4::text[], $5::int[], $6::bytea[])
+                with ordinality as a (filename, content_type, content_id, size_bytes, sha256, ordinal)
+            where not exists (select from email_attachments known where known.message_id = m.id)
+            returning message_id)
+         update email_messages m set attachments_count = $7 where m.id in (select message_id from attached)",
+        &claimed,
+        &names as _,
+        &types as _,
+        &ids as _,
+        &sizes,
+        &hashes as _,
+        i32::try_from(files.len()).unwrap_or(i32::MAX)
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use postrider::{
-    config::{EventsMode, StoreConfig},
+    config::{AttachmentConfig, EventsMode, StoreConfig},
     store::Store,
 };
 use secrecy::SecretString;
@@ -51,6 +51,12 @@ impl Database {
     pub fn store(&self) -> Arc<Store> {
         Store::new(&config(&self.url), Duration::from_secs(30)).expect("a store")
     }
+
+    /// The same that keeps attachments so.
+    pub fn store_keeping(&self, attachments: AttachmentConfig) -> Arc<Store> {
+        let config = StoreConfig { attachments, connections_max: 4, ..config(&self.url) };
+        Store::new(&config, Duration::from_secs(30)).expect("a store")
+    }
 }
 
 fn config(url: &str) -> StoreConfig {
@@ -60,6 +66,7 @@ fn config(url: &str) -> StoreConfig {
         fast_connections_max: 1,
         hash_key: SecretString::from(HASH_KEY),
         events: EventsMode::Final,
+        attachments: AttachmentConfig::default(),
     }
 }
 

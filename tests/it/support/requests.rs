@@ -11,6 +11,7 @@ use postrider::{
     templates::{TemplateSource, parse_manifest, read_folder},
     wire,
 };
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -118,6 +119,20 @@ pub fn attach(request: &mut wire::EmailRequest, file_name: &str, content_type: &
         file_name: file_name.to_owned(),
         content_type: content_type.to_owned(),
         content: Some(wire::AttachmentContent::Inline(bytes.into())),
+        content_id: String::new(),
+    });
+}
+
+/// Attaches a file that lies elsewhere; what is announced is what these bytes have.
+pub fn refer(request: &mut wire::EmailRequest, file_name: &str, content_type: &str, uri: &str, bytes: &[u8]) {
+    request.attachments.push(wire::Attachment {
+        file_name: file_name.to_owned(),
+        content_type: content_type.to_owned(),
+        content: Some(wire::AttachmentContent::Reference(wire::Reference {
+            uri: uri.to_owned(),
+            size_bytes: bytes.len() as u64,
+            sha256: Sha256::digest(bytes).to_vec(),
+        })),
         content_id: String::new(),
     });
 }
