@@ -20,9 +20,12 @@ use crate::{
         consumer::Subscription, depths::DepthGauge, link::Purpose, topology,
     },
     config::Config,
-    email::{Lane, PerLane},
+    email::{Lane, PerLane, UnsubscribeLinks},
     feedback::{self, fetch::SystemResolver, front_door::FrontDoor, signers::SignersSetupError},
-    http::{self, Admin, SignInFailures},
+    http::{
+        self, Admin, SignInFailures,
+        public::{Public, unsubscribe::Desk},
+    },
     journal::{Journal, JournalError},
     lanes::{Pauses, Reporter},
     metrics::Metrics,
@@ -102,7 +105,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<ExitCode, Ap
 pub struct Listeners {
     /// For operators.
     pub admin: TcpListener,
-    /// For what providers tell; nothing: it is not wanted.
+    /// For what providers tell, and for people who unsubscribe; nothing: neither is wanted.
     pub public: Option<TcpListener>,
 }
 
@@ -115,7 +118,7 @@ impl Listeners {
         let bind = async |setting, addr| {
             TcpListener::bind(addr).await.map_err(|error| AppError::Listen { setting, addr, error })
         };
-        let public = match config.feedback_addr() {
+        let public = match config.public_addr() {
             Some(addr) => Some(bind("WEBHOOK_ADDR", addr).await?),
             None => None,
         };
@@ -173,14 +176,25 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         tracing::info!(%addr, "admin listener");
     }
     tasks.spawn(http::serve(listeners.admin, Arc::clone(&admin), end.clone()));
-    let has_feedback = listeners.public.is_some();
+    let has_feedback = config.feedback_addr().is_some();
+    let unsubscribe = config.mail.public_url.as_deref();
+    let unsubscribe = unsubscribe.map(|url| Arc::new(UnsubscribeLinks::new(url, &config.store.hash_key)));
     if let Some(listener) = listeners.public {
         if let Ok(addr) = listener.local_addr() {
             tracing::info!(%addr, topics = config.sns.topics.len(), "public listener");
         }
-        let door = FrontDoor::new(&config.sns, Arc::clone(&store), Arc::clone(&metrics), Arc::new(SystemResolver))?;
+        let mut public = Public::default();
+        if has_feedback {
+            let door = FrontDoor::new(&config.sns, Arc::clone(&store), Arc::clone(&metrics), Arc::new(SystemResolver))?;
+            public.feedback = Some(Arc::new(door));
+        }
+        public.unsubscribe = unsubscribe.clone().map(|links| {
+            let (store, metrics) = (Arc::clone(&store), Arc::clone(&metrics));
+            let sender = config.mail.from_name.clone().unwrap_or_else(|| config.mail.from.domain().to_owned());
+            Arc::new(Desk { links, store, sender, contact: config.mail.support_email.clone(), metrics })
+        });
         // It answers at once, if only that the sender should come again: a database that is away loses no feedback.
-        tasks.spawn(http::public::serve(listener, Arc::new(door), end.clone()));
+        tasks.spawn(http::public::serve(listener, public, end.clone()));
     }
 
     if !prepare(&config, &store, &catalogue, &admin, &stop).await? {
@@ -238,6 +252,8 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     let pipeline = Arc::new(Pipeline {
         rules: config.pipeline.clone(),
         mail: config.mail.clone(),
+        keys: config.dkim.clone(),
+        unsubscribe,
         catalogue,
         store: Arc::clone(&store),
         relays: Arc::clone(&relays),

@@ -170,7 +170,7 @@ pub async fn main(cli: Cli) -> ExitCode {
     let settings = Settings::read(&Environment::of_process(), cli.config.as_deref());
     let context = Session { settings, is_json: cli.json || cli.output == OutputFormat::Json };
     let done = match cli.command {
-        Command::Run => run(&context).await,
+        Command::Run => Box::pin(run(&context)).await,
         Command::Publish(args) => publish::run(&context, args).await,
         Command::Templates(command) => templates::run(&context, command).await,
         Command::Messages(args) => audit::messages(&context, args).await,

@@ -21,6 +21,11 @@
 //! user = "noreply@example.org"
 //! password_file = "/run/secrets/smtp_password"
 //! connections_bulk = 1        # connections_fast, _standard, _bulk: this relay's, instead of the lane's
+//!
+//! [[dkim]]                    # each key signs: one of RSA and one of Ed25519, say
+//! domain = "example.org"      # the sender's, or one above it
+//! selector = "postrider1"     # the public key is at postrider1._domainkey.example.org
+//! key_file = "/run/secrets/dkim.pem"
 //! ```
 //!
 //! Invariants: a [`Config`] that exists is valid, so that nothing behind it checks settings again; all that is wrong
@@ -29,6 +34,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,6 +43,7 @@ use secrecy::SecretString;
 use crate::{
     email::{EmailAddress, PerLane, attachment::FileType},
     feedback::{sns::SignatureVersion, topic::TopicArn},
+    mime::dkim::SigningKey,
 };
 
 mod setting;
@@ -58,6 +65,8 @@ mod sections;
 mod relays;
 
 mod attachments;
+
+mod dkim;
 
 #[cfg(test)]
 mod tests;
@@ -81,6 +90,8 @@ pub struct Config {
     pub smtp: SmtpConfig,
     /// What every mail carries.
     pub mail: MailConfig,
+    /// `DKIM_KEY_FILE`, `[[dkim]]` in the file: the keys that sign every mail; none: nothing is signed.
+    pub dkim: Vec<Arc<SigningKey>>,
     /// Limits and rules of the pipeline.
     pub pipeline: PipelineConfig,
     /// The listeners.
@@ -238,6 +249,57 @@ pub struct MailConfig {
     pub timezone: chrono_tz::Tz,
     /// `EMAIL_TEMPLATES_DIR` (default `templates`).
     pub templates_dir: PathBuf,
+    /// `EMAIL_PUBLIC_URL`: what links to unsubscribe begin with, without a slash at the end; nothing: no marketing mail is sent.
+    pub public_url: Option<String>,
+    /// What tells mail providers which mail it is.
+    pub headers: HeadersConfig,
+}
+
+/// Headers for mail providers.
+#[derive(Debug, Clone)]
+pub struct HeadersConfig {
+    /// `EMAIL_LIST_ID_DOMAIN`: right side of List-Id in marketing mails (default: the domain of `SMTP_FROM_EMAIL`).
+    pub list_id_domain: String,
+    /// `EMAIL_FEEDBACK_SENDER_ID`: last part of Feedback-ID; nothing: mails have no such header.
+    pub feedback_sender_id: Option<String>,
+    /// `SES_CONFIGURATION_SET`.
+    pub ses_configuration_set: Option<String>,
+    /// `SES_MESSAGE_TAGS`.
+    pub ses_tags: Vec<SesTag>,
+}
+
+/// A tag by which Amazon SES counts mails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SesTag {
+    /// The template's key.
+    Template,
+    /// The request's source.
+    Source,
+    /// The template's category.
+    Category,
+    /// The lane.
+    Lane,
+    /// A name and a value, the same for every mail.
+    Fixed(String, String),
+}
+
+impl SesTag {
+    /// What differs from mail to mail, by its name.
+    fn of_mail(name: &str) -> Option<Self> {
+        [Self::Template, Self::Source, Self::Category, Self::Lane].into_iter().find(|tag| tag.name() == name)
+    }
+
+    /// The tag's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Template => "template",
+            Self::Source => "source",
+            Self::Category => "category",
+            Self::Lane => "lane",
+            Self::Fixed(name, _) => name,
+        }
+    }
 }
 
 /// Limits and rules of the pipeline.
@@ -289,7 +351,7 @@ pub enum EventsMode {
 pub struct HttpConfig {
     /// `ADMIN_ADDR` (default `127.0.0.1:8025`).
     pub admin_addr: SocketAddr,
-    /// `WEBHOOK_ADDR`; nothing: no public listener. There is none without `SNS_TOPIC_ARNS` either.
+    /// `WEBHOOK_ADDR`; nothing: no public listener. There is none without `SNS_TOPIC_ARNS` or `EMAIL_PUBLIC_URL` either.
     pub webhook_addr: Option<SocketAddr>,
     /// `ADMIN_TOKENS`: `name:role:token`, comma-separated; empty: nobody gets in.
     pub tokens: Vec<AdminToken>,
@@ -315,6 +377,12 @@ impl Config {
     #[must_use]
     pub fn feedback_addr(&self) -> Option<SocketAddr> {
         self.http.webhook_addr.filter(|_| !self.sns.topics.is_empty())
+    }
+
+    /// Where the public listener is; nothing: nobody is to be heard there.
+    #[must_use]
+    pub fn public_addr(&self) -> Option<SocketAddr> {
+        self.http.webhook_addr.filter(|_| !self.sns.topics.is_empty() || self.mail.public_url.is_some())
     }
 }
 

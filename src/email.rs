@@ -35,6 +35,9 @@ pub mod outcome;
 /// What a provider tells of a mail afterwards, and where the mail stands by it.
 pub mod feedback;
 
+/// Links by which people take themselves off marketing mail.
+pub mod unsubscribe;
+
 pub use address::{AddressError, EmailAddress};
 pub use cap::{Cap, RateLimit};
 pub use envelope::Envelope;
@@ -43,3 +46,4 @@ pub use outcome::{LinkFault, Outcome, Phase, Reply, SendReport};
 pub use rendered::{Manifest, OverCap, RenderedEmail, TemplateKind, UnknownPolicy};
 pub use request::{Attachment, AttachmentContent, EmailRequest, PayloadHash, Recipient, settlement_id};
 pub use status::{Reason, Status, SuppressionReason};
+pub use unsubscribe::{UnsubscribeLinks, Unsubscription};

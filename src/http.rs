@@ -55,6 +55,7 @@ mod pages;
 pub mod public;
 
 pub use feedback::report_json;
+pub(crate) use health::marketing_note;
 pub use lanes::{
     FAST_WARNING,
     view::{LaneView, LanesView, lanes_view},

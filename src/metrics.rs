@@ -63,6 +63,7 @@ pub struct Metrics {
     webhook_received: Counter<u64>,
     webhook_refused: Counter<u64>,
     webhook_failed: Counter<u64>,
+    unsubscribed: Counter<u64>,
     events_published: Counter<u64>,
     events_unbound: Counter<u64>,
     /// Of the oldest event that waits, in milliseconds since 1970; 0: none does.
@@ -156,6 +157,12 @@ impl Metrics {
                     "Messages that the webhook refused for good, by reason: forged, or a setting is wrong",
                 )
                 .build(),
+            unsubscribed: meter
+                .u64_counter("email.unsubscribed")
+                .with_description(
+                    "People who took themselves off marketing mail, by where; once for each time they said so",
+                )
+                .build(),
             webhook_failed: meter
                 .u64_counter("email.webhook_failed")
                 .with_description(
@@ -246,6 +253,10 @@ impl Metrics {
 
     pub(crate) fn webhook_failed(&self, fault: &'static str) {
         self.webhook_failed.add(1, &[KeyValue::new("fault", fault)]);
+    }
+
+    pub(crate) fn unsubscribed(&self, source: &'static str) {
+        self.unsubscribed.add(1, &[KeyValue::new("source", source)]);
     }
 
     pub(crate) fn events(&self, published: usize, unbound: usize) {

@@ -13,9 +13,10 @@
 //! Invariants, checked on the finished bytes before they are handed out ([`MimeError::Unsound`]):
 //! - every line ends in CRLF, and there is no CR or LF elsewhere: nothing can end the message or smuggle in a command;
 //! - no line is longer than 998 octets, and all is 7-bit (but for addresses that need SMTPUTF8);
-//! - a name, a subject, a file name or a variable can never become a header.
+//! - a name, a subject, a file name or a variable can never become a header;
+//! - what is signed are the bytes that go out: nothing is changed after it.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use mail_builder::{
@@ -28,12 +29,16 @@ use uuid::Uuid;
 
 use crate::email::{EmailAddress, Lane, attachment::is_content_id, feedback::Mark};
 
+/// Signatures.
+pub mod dkim;
+
 /// Texts as headers write them.
 mod words;
 
 #[cfg(test)]
 mod tests;
 
+use dkim::{KeyError, SigningKey};
 use words::{ascii_file_name, encoded_words, is_encoded_word_like, one_line};
 
 /// Longest line, without its CRLF (RFC 5322 §2.1.1).
@@ -82,6 +87,8 @@ pub struct MessageParts<'a> {
     pub auto_submitted: bool,
     /// More headers: `List-Unsubscribe`, `X-SES-MESSAGE-TAGS`. Printable ASCII.
     pub extra: &'a [(&'a str, &'a str)],
+    /// Keys that sign it (DKIM), each with a signature of its own, made at `date`.
+    pub keys: &'a [Arc<SigningKey>],
 }
 
 /// A file of the message.
@@ -118,6 +125,9 @@ pub enum MimeError {
         /// Which file.
         file_name: String,
     },
+    /// It cannot be signed.
+    #[error("the DKIM key {0}")]
+    Key(#[from] KeyError),
     /// The finished bytes break a rule that every message must keep. A fault of ours.
     #[error("the message would not be sound: {0}")]
     Unsound(&'static str),
@@ -164,7 +174,12 @@ pub fn build(parts: &MessageParts<'_>) -> Result<Vec<u8>, MimeError> {
     message.body(body).serialize(&mut bytes);
     let eight_bit = [Some(parts.from), Some(parts.to), parts.reply_to].iter().flatten().any(|a| a.needs_smtputf8());
     check(&bytes, eight_bit)?;
-    Ok(bytes)
+    if parts.keys.is_empty() {
+        return Ok(bytes);
+    }
+    let mut signed = dkim::signatures(&bytes, parts.keys.iter().map(AsRef::as_ref), parts.date)?;
+    signed.append(&mut bytes);
+    Ok(signed)
 }
 
 fn body<'x>(html: &'x str, text: &'x str, files: &[FilePart<'x>], boundary: &str) -> Result<MimePart<'x>, MimeError> {

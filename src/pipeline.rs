@@ -36,6 +36,9 @@ mod admit;
 /// Stage 5.
 mod deliver;
 
+/// What a mail says of itself to mail providers.
+mod headers;
+
 /// Stage 6.
 mod settle;
 
@@ -78,11 +81,12 @@ use self::{
 use crate::{
     broker::{Delivery, Publisher, Topology},
     config::{MailConfig, PipelineConfig},
-    email::{EmailRequest, Lane, PerLane, Reason, Status},
+    email::{EmailRequest, Lane, PerLane, Reason, Status, UnsubscribeLinks},
     faults::{self, Point},
     journal::{Journal, JournalError},
     lanes::Pauses,
     metrics::Metrics,
+    mime::dkim::SigningKey,
     smtp::Relays,
     store::{Standing, Store, journal::Entry},
     templates::Catalogue,
@@ -97,6 +101,10 @@ pub struct Pipeline {
     pub rules: PipelineConfig,
     /// What every mail carries.
     pub mail: MailConfig,
+    /// What signs it.
+    pub keys: Vec<Arc<SigningKey>>,
+    /// How people unsubscribe; nothing: no marketing mail is made.
+    pub unsubscribe: Option<Arc<UnsubscribeLinks>>,
     /// Templates, compiled.
     pub catalogue: Arc<Catalogue>,
     /// The audit.

@@ -39,6 +39,9 @@ pub mod crashes;
 /// Who may not get mail, in memory.
 pub mod suppressions;
 
+/// Who takes themselves off marketing mail.
+pub mod unsubscriptions;
+
 /// What the fast lane sent without a database.
 pub mod journal;
 

@@ -16,6 +16,8 @@ needs_services() {
   needs python3-aiosmtpd "$system_python" -c 'import aiosmtpd'
   needs python3-pika "$system_python" -c 'import pika'
   needs python3-cryptography "$system_python" -c 'import cryptography'
+  needs python3-dkim "$system_python" -c 'import dkim'
+  needs python3-nacl "$system_python" -c 'import nacl'
   needs openssl command -v openssl
   needs curl command -v curl
   needs procps command -v ps

@@ -37,6 +37,8 @@ daemon_settings() {
   export_line SMTP_REPLY_TO support@rgz.bj
   export_line ADMIN_ADDR "127.0.0.1:$(port admin)"
   export_line WEBHOOK_ADDR "127.0.0.1:$(port webhook)"
+  # Nothing answers at this name; on this machine its links work at WEBHOOK_ADDR.
+  export_line EMAIL_PUBLIC_URL https://mail.rgz.example
   # For curl; the daemon itself knows the list only.
   export_line DEV_TOKEN "$(secret admin-token 24)"
   export_line ADMIN_TOKENS "$(printf 'dev:admin:%s,dev-operator:operator:%s,dev-viewer:viewer:%s' \

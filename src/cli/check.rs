@@ -8,8 +8,10 @@ use super::Session;
 use crate::{
     broker::{BrokerError, Link, Topology, link::Purpose},
     config::{Config, RateLimit, TopologyMode},
-    email::TemplateKind,
+    email::{TemplateKind, unsubscribe::PATH},
     feedback::{fetch::SystemResolver, signers::Signers, sns::SignatureVersion},
+    http::marketing_note,
+    mime::dkim::SigningKey,
     objects::{Objects, Probed},
     reload,
     smtp::Relays,
@@ -33,16 +35,18 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     let config = context.settings.config()?;
     let mut findings = vec![Finding { what: "settings".to_owned(), result: Ok("in order".to_owned()) }];
     findings.push(Finding { what: "broker".to_owned(), result: broker(&config).await });
-    let (database, templates, idle) = database(&config).await;
+    let Looked { database, templates, notes: in_database } = database(&config).await;
     findings.push(Finding { what: "database".to_owned(), result: database });
     findings.push(Finding { what: "templates".to_owned(), result: templates });
     findings.extend(relays(&config).await);
     findings.extend(webhook(&config));
     findings.extend(attachment_places(&config).await);
+    findings.extend(unsubscribing(&config));
+    findings.extend(config.dkim.iter().map(|key| signing(key)));
 
     let marks = if config.feedback_addr().is_some() { marks(&config).await } else { None };
     let notes: Vec<String> =
-        config.warnings.iter().cloned().chain(attachments(&config)).chain(marks).chain(idle).collect();
+        config.warnings.iter().cloned().chain(in_database).chain(attachments(&config)).chain(marks).collect();
     let is_sound = findings.iter().all(|f| f.result.is_ok());
     if context.is_json {
         let items: Vec<Value> = findings
@@ -133,6 +137,19 @@ async fn attachment_places(config: &Config) -> Vec<Finding> {
     objects.probe().await.into_iter().map(finding).collect()
 }
 
+/// Nothing when there are no links.
+fn unsubscribing(config: &Config) -> Option<Finding> {
+    let (addr, url) = (config.public_addr()?, config.mail.public_url.as_deref()?);
+    let result = Ok(format!("links begin with {url}{PATH}/, and must lead to {addr}"));
+    Some(Finding { what: "unsubscribe".to_owned(), result })
+}
+
+/// What the key was read for, and what DNS must say for it.
+fn signing(key: &SigningKey) -> Finding {
+    let result = Ok(format!("signs for {} ({}); in DNS: {}", key.domain(), key.kind(), key.zone_line()));
+    Finding { what: "dkim".to_owned(), result }
+}
+
 async fn broker(config: &Config) -> Result<String, String> {
     let link = Link::new(&config.broker, Purpose::Publish).map_err(|error| error.to_string())?;
     let connection = link.connect_once().await.map_err(|error| format!("AMQP_URL: {error}"))?;
@@ -189,6 +206,59 @@ async fn database(config: &Config) -> (Result<String, String>, Result<String, St
     }
     if let Err(error) = store.verify_hash_key().await {
         return unseen(error.to_string());
+/// Templates that say what happens over a cap where there is none.
+fn without_cap(config: &Config, catalogue: &Catalogue) -> Vec<String> {
+    let limit_of = |kind| match kind {
+        TemplateKind::Marketing => config.pipeline.rate_limit_marketing,
+        TemplateKind::Transactional => config.pipeline.rate_limit_transactional,
+    };
+    let active = catalogue.all_active();
+    let idle = active.iter().filter_map(|template| {
+        let manifest = template.manifest();
+        let over_cap = manifest.over_cap.filter(|_| limit_of(manifest.kind) == RateLimit::Unlimited)?;
+        Some(format!(
+            "template {}: over_cap = \"{}\" never applies, because EMAIL_RATE_LIMIT_{} is unlimited",
+            template.key(),
+            over_cap.name(),
+            manifest.kind.name().to_uppercase()
+        ))
+    });
+    idle.collect()
+}
+
+/// What looking into the database found.
+struct Looked {
+    database: Result<String, String>,
+    templates: Result<String, String>,
+    /// A word on templates, where there is need of one.
+    notes: Vec<String>,
+}
+
+impl Looked {
+    /// Something about the database itself.
+    fn wrong(words: String) -> Self {
+        let templates = Err("not looked at: the database must be in order first".to_owned());
+        Self { database: Err(words), templates, notes: Vec::new() }
+    }
+}
+
+async fn database(config: &Config) -> Looked {
+    let store = match Store::new(&config.store, config.pipeline.lease) {
+        Ok(store) => store,
+        Err(error) => return Looked::wrong(format!("DATABASE_URL: {error}")),
+    };
+    if let Err(error) = store.connect_once().await {
+        return Looked::wrong(format!("DATABASE_URL: {error}"));
+    }
+    let missing = match store.migrations_missing().await {
+        Ok(missing) => missing,
+        Err(error) => return Looked::wrong(format!("DATABASE_URL: {error}")),
+    };
+    if !missing.is_empty() {
+        return Looked::wrong(format!("lacks {}: run `postrider migrate`", missing.join(", ")));
+    }
+    if let Err(error) = store.verify_hash_key().await {
+        return Looked::wrong(error.to_string());
     }
     let catalogue = Catalogue::new();
     let templates = match reload::load(&store, &catalogue, config.pipeline.tries_default).await {
@@ -198,7 +268,9 @@ async fn database(config: &Config) -> (Result<String, String>, Result<String, St
         Ok(()) => Ok(format!("{} active", catalogue.all_active().len())),
         Err(error) => Err(error.to_string()),
     };
-    (Ok("reachable, schema up to date".to_owned()), templates, without_cap(config, &catalogue))
+    let mut notes = without_cap(config, &catalogue);
+    notes.extend(marketing_note(&catalogue, &config.mail));
+    Looked { database: Ok("reachable, schema up to date".to_owned()), templates, notes }
 }
 
 async fn relays(config: &Config) -> Vec<Finding> {

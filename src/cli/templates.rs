@@ -169,6 +169,7 @@ fn render(
         support_phone: mail.as_ref().and_then(|m| m.support_phone.as_deref()),
         timezone: mail.as_ref().map_or(chrono_tz::Africa::PortoNovo, |m| m.timezone),
         locale: &template.manifest().locale,
+        unsubscribe_url: template.manifest().example_unsubscribe_url(),
     };
     let mail = template.render(&variables, &system)?;
     match part {

@@ -20,7 +20,7 @@ const LANE_KEYS: [(&str, &str); 4] = [
     ("age_max", "EMAIL_AGE_MAX"),
 ];
 /// Keys of `[[relays]]`.
-pub(super) const RELAY_KEYS: [&str; 11] = [
+const RELAY_KEYS: [&str; 11] = [
     "name",
     "host",
     "port",
@@ -33,8 +33,10 @@ pub(super) const RELAY_KEYS: [&str; 11] = [
     "connections_standard",
     "connections_bulk",
 ];
+/// Keys of `[[dkim]]`.
+const DKIM_KEYS: [&str; 3] = ["domain", "selector", "key_file"];
 /// What the file may hold.
-const SHAPE: &str = "a TOML file of [settings], [lanes.fast], [lanes.standard], [lanes.bulk] and [[relays]]";
+const SHAPE: &str = "a TOML file of [settings], [lanes.fast], [lanes.standard], [lanes.bulk], [[relays]] and [[dkim]]";
 
 /// What the file says. Empty when there is none.
 #[derive(Default)]
@@ -44,7 +46,9 @@ pub(super) struct SettingsFile {
     /// By the environment's name, which may end in `_FILE`.
     pub(super) values: BTreeMap<String, FileValue>,
     /// In the file's order.
-    pub(super) relays: Vec<RelayTable>,
+    pub(super) relays: Vec<ListedTable>,
+    /// In the file's order.
+    pub(super) dkim: Vec<ListedTable>,
     /// What is wrong with the file, apart from values.
     pub(super) faults: Vec<Fault>,
     /// It could not be read at all: what is missing may well stand in it.
@@ -59,9 +63,9 @@ pub(super) struct FileValue {
     pub(super) key: String,
 }
 
-/// One `[[relays]]`.
-pub(super) struct RelayTable {
-    /// By key; only keys of [`RELAY_KEYS`].
+/// One `[[relays]]` or `[[dkim]]`.
+pub(super) struct ListedTable {
+    /// By key; only keys that such a table has.
     pub(super) values: BTreeMap<String, FileValue>,
     /// `relays[1]`, counted from 1.
     pub(super) key: String,
@@ -89,12 +93,13 @@ impl SettingsFile {
             match (key.as_str(), value) {
                 ("settings", Value::Table(settings)) => self.take_settings(settings),
                 ("lanes", Value::Table(lanes)) => self.take_lanes(lanes),
-                ("relays", Value::Array(relays)) => self.take_relays(relays),
-                ("settings" | "lanes" | "relays", _) => self.fault_in(&key, "has another shape", SHAPE),
+                ("relays", Value::Array(relays)) => self.relays = self.listed("relays", relays, &RELAY_KEYS),
+                ("dkim", Value::Array(keys)) => self.dkim = self.listed("dkim", keys, &DKIM_KEYS),
+                ("settings" | "lanes" | "relays" | "dkim", _) => self.fault_in(&key, "has another shape", SHAPE),
                 _ if known_name(&key.to_uppercase()).is_some() => {
                     self.fault_in(&key, "stands outside of [settings]", SHAPE);
                 }
-                _ => self.unknown(&key, &key, &["settings", "lanes", "relays"]),
+                _ => self.unknown(&key, &key, &["settings", "lanes", "relays", "dkim"]),
             }
         }
     }
@@ -131,24 +136,26 @@ impl SettingsFile {
         }
     }
 
-    fn take_relays(&mut self, relays: Vec<Value>) {
-        for (index, relay) in relays.into_iter().enumerate() {
-            let at = format!("relays[{}]", index + 1);
-            let Value::Table(table) = relay else {
+    fn listed(&mut self, list: &str, tables: Vec<Value>, known: &[&str]) -> Vec<ListedTable> {
+        let mut listed = Vec::with_capacity(tables.len());
+        for (index, table) in tables.into_iter().enumerate() {
+            let at = format!("{list}[{}]", index + 1);
+            let Value::Table(table) = table else {
                 self.fault_in(&at, "has another shape", SHAPE);
                 continue;
             };
             let mut values = BTreeMap::new();
             for (key, value) in table {
                 let at = format!("{at}.{key}");
-                if !RELAY_KEYS.contains(&key.as_str()) {
-                    self.unknown(&at, &key, &RELAY_KEYS);
+                if !known.contains(&key.as_str()) {
+                    self.unknown(&at, &key, known);
                 } else if let Some(text) = self.text(&at, &value) {
                     values.insert(key, FileValue { text, key: at });
                 }
             }
-            self.relays.push(RelayTable { values, key: at });
+            listed.push(ListedTable { values, key: at });
         }
+        listed
     }
 
     fn put(&mut self, name: String, at: &str, value: &Value) {

@@ -16,9 +16,9 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
 
-use super::{AdminToken, RateLimit, Role, read::secret, source::content};
+use super::{AdminToken, RateLimit, Role, SesTag, read::secret, source::content};
 use crate::{
-    email::{EmailAddress, attachment::FileType},
+    email::{EmailAddress, attachment::FileType, feedback::Mark},
     feedback::topic::TopicArn,
 };
 
@@ -28,6 +28,9 @@ pub(super) type Parsed<T> = Result<T, String>;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const HASH_KEY_CHARS_MIN: usize = 32;
 const TOKEN_CHARS_MIN: usize = 16;
+/// With a link's last part it must stay one line of a mail.
+const PUBLIC_URL_CHARS_MAX: usize = 200;
+const SES_TAGS_MAX: usize = 10;
 
 /// One of a few words, whatever their case.
 pub(super) fn one_of<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Parsed<T> {
@@ -206,6 +209,88 @@ pub(super) fn address(text: &str) -> Parsed<EmailAddress> {
 pub(super) fn domain(text: &str) -> Parsed<String> {
     let address = EmailAddress::parse(&format!("postmaster@{}", text.trim()));
     address.map(|address| address.domain().to_owned()).map_err(|_| "is not a domain name with a dot".to_owned())
+}
+
+/// Where people reach the public listener: what links begin with, without a slash at the end.
+pub(super) fn public_url(text: &str) -> Parsed<String> {
+    let text = text.trim().trim_end_matches('/');
+    let url = Url::parse(text).map_err(|_| "is not a URL".to_owned())?;
+    // RFC 8058 §3.1; and a link over plain HTTP could be followed, and pressed, by anybody on the way.
+    if url.scheme() != "https" {
+        return Err("does not start with https://".to_owned());
+    }
+    let is_plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    if !is_plain || url.fragment().is_some() || url.host_str().is_none_or(str::is_empty) {
+        return Err("has a user, a query or a fragment, or no host".to_owned());
+    }
+    let url = url.as_str().trim_end_matches('/');
+    let is_written_so = |b: u8| b.is_ascii_alphanumeric() || b":/._-~%[]".contains(&b);
+    if url.len() > PUBLIC_URL_CHARS_MAX || !url.bytes().all(is_written_so) {
+        return Err(format!("is not of at most {PUBLIC_URL_CHARS_MAX} letters, digits and : / . _ - ~"));
+    }
+    Ok(url.to_owned())
+}
+
+/// A name in DNS before `_domainkey` (RFC 6376 §3.1).
+pub(super) fn selector(text: &str) -> Parsed<String> {
+    let text = text.trim().to_ascii_lowercase();
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() <= 128 && text.split('.').all(is_label) {
+        Ok(text)
+    } else {
+        Err("is not of labels of letters, digits and -, joined by dots".to_owned())
+    }
+}
+
+/// A word of letters, digits, `-` and `_`.
+pub(super) fn word(chars: RangeInclusive<usize>) -> impl Fn(&str) -> Parsed<String> {
+    move |text| {
+        let text = text.trim();
+        if chars.contains(&text.len()) && is_word(text) {
+            Ok(text.to_owned())
+        } else {
+            Err(format!("is not of {} to {} letters, digits, - and _", chars.start(), chars.end()))
+        }
+    }
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+/// Tags for SES: names of what each mail has, and pairs that are the same for all. Each name once, and not ours.
+pub(super) fn ses_tags(text: &str) -> Parsed<Vec<SesTag>> {
+    let mut tags: Vec<SesTag> = Vec::new();
+    for (index, written) in text.split(',').map(str::trim).enumerate() {
+        let number = index + 1;
+        let tag = match written.split_once('=') {
+            Some((name, value)) if is_word(name) && is_word(value) && name.len() <= 64 && value.len() <= 128 => {
+                SesTag::Fixed(name.to_owned(), value.to_owned())
+            }
+            None => SesTag::of_mail(written).ok_or_else(|| {
+                format!("has an entry ({number}) that is neither template, source, category, lane nor name=value")
+            })?,
+            Some(_) => {
+                return Err(format!("has an entry ({number}) that is not name=value of letters, digits, - and _"));
+            }
+        };
+        if tag.name() == Mark::TAG || tag.name().starts_with("ses") {
+            return Err(format!("has an entry ({number}) whose name is reserved"));
+        }
+        if tags.iter().any(|known| known.name() == tag.name()) {
+            return Err(format!("has two entries for {}", tag.name()));
+        }
+        tags.push(tag);
+    }
+    if tags.len() > SES_TAGS_MAX {
+        return Err(format!("has more than {SES_TAGS_MAX} entries"));
+    }
+    Ok(tags)
 }
 
 /// A short text of visible characters and spaces.

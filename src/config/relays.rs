@@ -6,7 +6,7 @@ use std::{net::IpAddr, time::Duration};
 
 use super::{
     Fault, RelayConfig, RelayCredentials, RelayTls, Setting, SmtpConfig,
-    file::RelayTable,
+    file::ListedTable,
     parse::{self, Parsed},
     read::{Reader, Recorded, lane_name, secret},
     source::{Found, content, known_name},
@@ -124,7 +124,7 @@ fn single(r: &mut Reader<'_>) -> Result<RelayConfig, Recorded> {
 }
 
 /// One relay of the file.
-fn listed(r: &mut Reader<'_>, table: &RelayTable) -> Result<RelayConfig, Recorded> {
+fn listed(r: &mut Reader<'_>, table: &ListedTable) -> Result<RelayConfig, Recorded> {
     let tls_words = [("starttls", RelayTls::StartTls), ("implicit", RelayTls::Implicit), ("plain", RelayTls::Plain)];
     let name = value(r, table, "name", "a short name", parse::line(64));
     let host = value(r, table, "host", accepts("SMTP_HOST"), parse::host);
@@ -178,7 +178,7 @@ fn listed(r: &mut Reader<'_>, table: &RelayTable) -> Result<RelayConfig, Recorde
 }
 
 /// The relay's own limit of a lane's connections. One without a delivery to carry is one too many.
-fn connections(r: &mut Reader<'_>, table: &RelayTable, lane: Lane) -> Result<Option<usize>, Recorded> {
+fn connections(r: &mut Reader<'_>, table: &ListedTable, lane: Lane) -> Result<Option<usize>, Recorded> {
     let key = format!("connections_{lane}");
     let accepted = accepts(&lane_name("SMTP_CONNECTIONS", lane));
     let limit = value(r, table, &key, accepted, parse::number(1..=500_usize))?;
@@ -193,9 +193,9 @@ fn connections(r: &mut Reader<'_>, table: &RelayTable, lane: Lane) -> Result<Opt
     }
 }
 
-fn value<T>(
+pub(super) fn value<T>(
     r: &mut Reader<'_>,
-    table: &RelayTable,
+    table: &ListedTable,
     key: &str,
     accepts: &str,
     parse: impl FnOnce(&str) -> Parsed<T>,
@@ -209,7 +209,7 @@ fn value<T>(
     r.judge(&found, format!("accepts {accepts}"), parse).map(Some)
 }
 
-fn fault(r: &mut Reader<'_>, table: &RelayTable, key: &str, problem: &str) -> Recorded {
+fn fault(r: &mut Reader<'_>, table: &ListedTable, key: &str, problem: &str) -> Recorded {
     let setting = format!("{}.{key} (in {})", table.key, r.settings.file.path);
     let accepts = match key {
         "host" => accepts("SMTP_HOST"),
@@ -219,7 +219,7 @@ fn fault(r: &mut Reader<'_>, table: &RelayTable, key: &str, problem: &str) -> Re
     r.record(Fault { setting, problem: problem.to_owned(), accepts: format!("accepts {accepts}") })
 }
 
-fn accepts(name: &str) -> &'static str {
+pub(super) fn accepts(name: &str) -> &'static str {
     Setting::named(name).map_or("", |setting| setting.accepts)
 }
 

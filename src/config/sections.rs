@@ -7,9 +7,10 @@ use std::{path::PathBuf, time::Duration};
 use secrecy::SecretString;
 
 use super::{
-    BrokerConfig, Config, EventsMode, Faults, HttpConfig, LogConfig, LogFormat, MailConfig, PipelineConfig, QueueType,
-    Settings, SnsConfig, StoreConfig, TopologyMode,
+    BrokerConfig, Config, EventsMode, Faults, HeadersConfig, HttpConfig, LogConfig, LogFormat, MailConfig,
+    PipelineConfig, QueueType, Settings, SnsConfig, StoreConfig, TopologyMode,
     attachments::{attachments, total_max},
+    dkim::dkim,
     parse,
     read::{Reader, Recorded, lane_name},
     relays::smtp,
@@ -122,6 +123,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
     let store = store(r);
     let smtp = smtp(r);
     let mail = mail(r);
+    let dkim = dkim(r);
     let pipeline = pipeline(r);
     let http = http(r);
     let sns = sns(r);
@@ -134,6 +136,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
         store: store?,
         smtp: smtp?,
         mail: mail?,
+        dkim: dkim?,
         pipeline: pipeline?,
         http: http?,
         sns: sns?,
@@ -202,17 +205,37 @@ fn mail(r: &mut Reader<'_>) -> Result<MailConfig, Recorded> {
     let support_phone = r.read_optional("EMAIL_SUPPORT_PHONE", parse::phone);
     let timezone = r.read("EMAIL_TIMEZONE", parse::timezone);
     let templates_dir = templates_dir(r);
+    let public_url = public_url(r);
+    let list_id_domain = r.read_optional("EMAIL_LIST_ID_DOMAIN", parse::domain);
+    let feedback_sender_id = r.read_optional("EMAIL_FEEDBACK_SENDER_ID", parse::word(5..=15));
+    let ses_configuration_set = r.read_optional("SES_CONFIGURATION_SET", parse::word(1..=64));
+    let ses_tags = r.read_optional("SES_MESSAGE_TAGS", parse::ses_tags);
     let from = from?;
     Ok(MailConfig {
-        message_id_domain: message_id_domain?.unwrap_or_else(|| from.domain().to_owned()),
-        from,
         from_name: from_name?,
         reply_to: reply_to?,
         support_email: support_email?.map(|address| address.as_str().to_owned()),
         support_phone: support_phone?,
         timezone: timezone?,
         templates_dir: templates_dir?,
+        public_url: public_url?,
+        headers: HeadersConfig {
+            list_id_domain: list_id_domain?.unwrap_or_else(|| from.domain().to_owned()),
+            feedback_sender_id: feedback_sender_id?,
+            ses_configuration_set: ses_configuration_set?,
+            ses_tags: ses_tags?.unwrap_or_default(),
+        },
+        message_id_domain: message_id_domain?.unwrap_or_else(|| from.domain().to_owned()),
+        from,
     })
+}
+
+fn public_url(r: &mut Reader<'_>) -> Result<Option<String>, Recorded> {
+    let url = r.read_optional("EMAIL_PUBLIC_URL", parse::public_url)?;
+    if url.is_some() && r.peek("WEBHOOK_ADDR", parse::listen_address).is_none() {
+        return Err(r.fault("EMAIL_PUBLIC_URL", "is set without WEBHOOK_ADDR, where its links would arrive"));
+    }
+    Ok(url)
 }
 
 fn templates_dir(r: &mut Reader<'_>) -> Result<PathBuf, Recorded> {
@@ -297,8 +320,11 @@ fn sns(r: &mut Reader<'_>) -> Result<SnsConfig, Recorded> {
         Ok(Some(_)) if !has_address => {
             r.fault("SNS_TOPIC_ARNS", "is set without WEBHOOK_ADDR, where the topics' messages would arrive");
         }
-        Ok(None) if has_address => {
-            r.warn("WEBHOOK_ADDR is set without SNS_TOPIC_ARNS: nobody's messages would be taken, so nothing listens there");
+        Ok(None) if has_address && r.peek("EMAIL_PUBLIC_URL", parse::public_url).is_none() => {
+            r.warn(
+                "WEBHOOK_ADDR is set without SNS_TOPIC_ARNS and EMAIL_PUBLIC_URL: there is nobody to be heard, so \
+                 nothing listens there",
+            );
         }
         _ => {}
     }

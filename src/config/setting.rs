@@ -45,6 +45,8 @@ pub enum Group {
     Relay,
     /// What every mail carries.
     Mail,
+    /// Signatures, unsubscribing, and headers for mail providers.
+    Manners,
     /// What may be attached.
     Attachments,
     /// The rules of sending.
@@ -68,6 +70,7 @@ impl Group {
             Self::Database => "PostgreSQL",
             Self::Relay => "SMTP relay",
             Self::Mail => "Mails",
+            Self::Manners => "Signatures, unsubscribing, headers for mail providers",
             Self::Attachments => "Attachments",
             Self::Rules => "Rules of sending",
             Self::Retention => "Audit and retention",

@@ -17,14 +17,16 @@ const VALUE_BYTES_MAX: u64 = 64 * 1024;
 /// What ends the name of a variable that names a file.
 const FILE_SUFFIX: &str = "_FILE";
 /// Names that look like ours are ours, or misspelt.
-const PREFIXES: [&str; 11] = [
+const PREFIXES: [&str; 13] = [
     "ADMIN_",
     "AMQP_",
     "ATTACHMENT_",
     "DATABASE_",
     "DEAD_LETTER_",
+    "DKIM_",
     "EMAIL_",
     "POSTRIDER_",
+    "SES_",
     "SHUTDOWN_",
     "SMTP_",
     "SNS_",

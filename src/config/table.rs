@@ -4,7 +4,7 @@
 //! as what people write.
 
 use super::{
-    Group::{Attachments, Broker, Database, Feedback, Mail, Process, Relay, Retention, Rules, Sidecar},
+    Group::{Attachments, Broker, Database, Feedback, Mail, Manners, Process, Relay, Retention, Rules, Sidecar},
     Setting,
 };
 
@@ -136,6 +136,30 @@ pub const SETTINGS: &[Setting] = &[
     Setting::preset(Mail, "EMAIL_TEMPLATES_DIR", "templates")
         .meaning("Folder of the templates.")
         .accepts("the path of a folder"),
+    Setting::optional(Manners, "EMAIL_PUBLIC_URL", "https://mail.rgz.bj")
+        .meaning("Where people reach WEBHOOK_ADDR, for the links to unsubscribe; without it no marketing mail is sent.")
+        .accepts("an https:// URL without query, at most 200 characters, together with WEBHOOK_ADDR"),
+    Setting::optional(Manners, "DKIM_KEY_FILE", "/etc/postrider/dkim.pem")
+        .meaning("Private key that signs every mail, RSA or Ed25519; several keys are listed in the settings file.")
+        .accepts("the path of a PEM file (make one with: openssl genrsa -out FILE 2048), together with DKIM_SELECTOR"),
+    Setting::optional(Manners, "DKIM_SELECTOR", "postrider1")
+        .meaning("The name that the public key is published under, together with DKIM_KEY_FILE.")
+        .accepts("labels of letters, digits and -, joined by dots"),
+    Setting::optional(Manners, "DKIM_DOMAIN", "rgz.bj")
+        .meaning("The domain that signs; by default the domain of SMTP_FROM_EMAIL.")
+        .accepts("the domain of SMTP_FROM_EMAIL, or one above it"),
+    Setting::optional(Manners, "EMAIL_LIST_ID_DOMAIN", "rgz.bj")
+        .meaning("Right side of List-Id in marketing mails; by default the domain of SMTP_FROM_EMAIL.")
+        .accepts("a domain name with a dot"),
+    Setting::optional(Manners, "EMAIL_FEEDBACK_SENDER_ID", "rgzaccess")
+        .meaning("Last part of the header Feedback-ID, which tells Gmail's statistics mails apart; not with Amazon SES, which writes its own.")
+        .accepts("5 to 15 letters, digits, - and _"),
+    Setting::optional(Manners, "SES_CONFIGURATION_SET", "postrider")
+        .meaning("Amazon SES' configuration set for every mail.")
+        .accepts("up to 64 letters, digits, - and _"),
+    Setting::optional(Manners, "SES_MESSAGE_TAGS", "template,source,environment=production")
+        .meaning("Tags of every mail for Amazon SES' statistics.")
+        .accepts("up to 10 of template, source, category, lane, and name=value of letters, digits, - and _, comma-separated"),
     Setting::preset(Attachments, "EMAIL_ALLOWED_ATTACHMENT_TYPES", "pdf,png,jpg,json,csv")
         .meaning("Types of files that may be attached.")
         .accepts("some of pdf, png, jpg (or jpeg), json, csv, comma-separated"),
@@ -225,7 +249,7 @@ pub const SETTINGS: &[Setting] = &[
         .meaning("Where operators reach the admin API and pages.")
         .accepts("an IP address and a port"),
     Setting::optional(Sidecar, "WEBHOOK_ADDR", "0.0.0.0:8026")
-        .meaning("Where Amazon SNS reaches the public listener; unset, or without SNS_TOPIC_ARNS: there is none.")
+        .meaning("The public listener, for Amazon SNS (SNS_TOPIC_ARNS) and for links to unsubscribe (EMAIL_PUBLIC_URL); unset, or without either: there is none.")
         .accepts("an IP address and a port, not ADMIN_ADDR's"),
     Setting::optional(Sidecar, "ADMIN_TOKENS", "")
         .meaning("Who may use the admin API; unset: nobody.")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{EmailAddress, Priority};
+use super::{EmailAddress, Priority, unsubscribe};
 
 /// Whether suppression and caps apply in full (marketing) or only bounces and complaints (transactional).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,20 @@ pub struct Manifest {
     pub unknown_policy: UnknownPolicy,
     /// What becomes of a mail over its recipient's cap; nothing: it says nothing of it, and it is dropped.
     pub over_cap: Option<OverCap>,
+}
+
+impl Manifest {
+    /// Whether people can unsubscribe from it.
+    #[must_use]
+    pub fn is_marketing(&self) -> bool {
+        self.kind == TemplateKind::Marketing
+    }
+
+    /// What stands for the link to unsubscribe where no mail is sent; nothing: such a mail has none.
+    #[must_use]
+    pub fn example_unsubscribe_url(&self) -> Option<&'static str> {
+        self.is_marketing().then_some(unsubscribe::EXAMPLE)
+    }
 }
 
 /// Subject, HTML and text of one request: the same for all its recipients.

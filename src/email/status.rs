@@ -82,6 +82,8 @@ named! {
         BadAttachment = "bad_attachment",
         /// The recipient's address is not one.
         BadAddress = "bad_address",
+        /// A marketing mail, and nothing to unsubscribe by: `EMAIL_PUBLIC_URL` is not set.
+        NoUnsubscribeLink = "no_unsubscribe_link",
         /// The same request id came with another payload.
         IdempotencyConflict = "idempotency_conflict",
         /// The relay said 5xx.

@@ -19,9 +19,11 @@ use super::{
 };
 use crate::{
     broker::{ConsumerState, link::LinkState},
-    email::Lane,
+    config::MailConfig,
+    email::{Lane, Reason},
     smtp::{RelayHealth, RelayState},
     store::StoreHealth,
+    templates::Catalogue,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
@@ -43,6 +45,8 @@ pub(super) struct Readiness {
     ready: bool,
     /// What stands in a mail's way
     reasons: Vec<String>,
+    /// What stands in the way of some mails only
+    notes: Vec<String>,
     /// Lanes that an operator has paused, which is no fault
     paused: Vec<&'static str>,
     /// In order of preference
@@ -87,7 +91,26 @@ pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, Json
     // Anybody may read this: by whom and why is told to operators.
     let pauses = admin.pauses.by_operator();
     let paused = Lane::ALL.into_iter().filter(|lane| pauses.get(*lane).is_some()).map(Lane::name).collect();
-    (status, Json(Readiness { ready: reasons.is_empty(), reasons, paused, relays }))
+    let notes = marketing_note(&admin.catalogue, &admin.mail).into_iter().collect();
+    (status, Json(Readiness { ready: reasons.is_empty(), reasons, notes, paused, relays }))
+}
+
+/// Marketing mails are not sent without a link to unsubscribe.
+pub(crate) fn marketing_note(catalogue: &Catalogue, mail: &MailConfig) -> Option<String> {
+    if mail.public_url.is_some() {
+        return None;
+    }
+    let active = catalogue.all_active();
+    let mut keys: Vec<&str> = active.iter().filter(|t| t.manifest().is_marketing()).map(|t| t.key()).collect();
+    keys.sort_unstable();
+    (!keys.is_empty()).then(|| {
+        format!(
+            "EMAIL_PUBLIC_URL is not set, so there is no link to unsubscribe, and no marketing mail is sent: requests for {} \
+             end as dead letters ({})",
+            keys.join(", "),
+            Reason::NoUnsubscribeLink
+        )
+    })
 }
 
 fn relay_item(relay: &RelayHealth) -> RelayItem {

@@ -1,7 +1,14 @@
-//! The public listener: what Amazon SNS posts to, and nothing else. Anybody can reach it, so everything has a limit.
+//! The public listener: what Amazon SNS posts to, where people unsubscribe, and nothing else. Anybody can reach it, so
+//! everything has a limit.
 //!
 //! Invariant: 2xx means committed, 4xx never again, 5xx again later: SNS repeats after a 5xx and drops after a 4xx.
 //! Invariant: nobody holds a connection for longer than a request may take.
+
+/// Where people take themselves off marketing mail.
+pub mod unsubscribe;
+
+/// What they see.
+mod page;
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,6 +32,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::unsubscribe::Desk;
 use crate::feedback::front_door::{Fault, FrontDoor, Received, Refusal, Rejection, SnsHeaders};
 
 /// Largest message: SNS's own limit is 256 KiB, before JSON escapes it.
@@ -43,11 +51,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const RAW_DELIVERY: &str =
     "raw message delivery is on for this subscription, so its messages are not signed; turn RawMessageDelivery off\n";
 
+/// Who is heard here.
+#[derive(Clone, Default)]
+pub struct Public {
+    /// Amazon SNS; nothing: nobody's messages are taken.
+    pub feedback: Option<Arc<FrontDoor>>,
+    /// People who unsubscribe; nothing: no mail has such a link.
+    pub unsubscribe: Option<Arc<Desk>>,
+}
+
 /// Serves until `stop`; requests under way are finished.
-pub async fn serve(listener: TcpListener, door: Arc<FrontDoor>, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, public: Public, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
-    let router = router(door);
+    let router = router(public);
     loop {
         let accepted = async {
             let place = Arc::clone(&places).acquire_owned().await;
@@ -88,12 +105,15 @@ async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationT
     }
 }
 
-fn router(door: Arc<FrontDoor>) -> Router {
-    Router::new()
-        .route("/api/v1/email/webhook", post(webhook))
-        .fallback(async || StatusCode::NOT_FOUND)
-        .method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
-        .with_state(door)
+fn router(public: Public) -> Router {
+    let mut router = Router::new();
+    if let Some(door) = public.feedback {
+        router = router.merge(Router::new().route("/api/v1/email/webhook", post(webhook)).with_state(door));
+    }
+    if let Some(desk) = public.unsubscribe {
+        router = router.merge(unsubscribe::routes(desk));
+    }
+    router.fallback(async || StatusCode::NOT_FOUND).method_not_allowed_fallback(async || StatusCode::METHOD_NOT_ALLOWED)
 }
 
 async fn webhook(State(door): State<Arc<FrontDoor>>, request: Request) -> Response {
@@ -105,7 +125,7 @@ async fn webhook(State(door): State<Arc<FrontDoor>>, request: Request) -> Respon
 
 async fn receive(door: &FrontDoor, request: Request) -> Result<Received, Rejection> {
     let (head, body) = request.into_parts();
-    let body = read(&head.headers, body).await?;
+    let body = read(&head.headers, body, BODY_BYTES_MAX).await?;
     let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
     let headers = SnsHeaders {
         message_type: text("x-amz-sns-message-type"),
@@ -114,12 +134,12 @@ async fn receive(door: &FrontDoor, request: Request) -> Result<Received, Rejecti
     door.receive(headers, &body).await
 }
 
-async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
+async fn read(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|bytes| bytes > BODY_BYTES_MAX) {
+    if announced.is_some_and(|bytes| bytes > bytes_max) {
         return Err(Refusal::TooLarge);
     }
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+    match Limited::new(body, bytes_max).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Refusal::TooLarge),
         Err(_) => Err(Refusal::Malformed),
@@ -130,18 +150,22 @@ fn answer(received: Result<Received, Rejection>) -> Response {
     match received {
         Ok(_) => StatusCode::OK.into_response(),
         Err(Rejection::Failed(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        Err(Rejection::Refused(refusal)) => match refusal {
-            Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
-            Refusal::Malformed => StatusCode::BAD_REQUEST.into_response(),
-            Refusal::RawDelivery => (StatusCode::FORBIDDEN, RAW_DELIVERY).into_response(),
-            Refusal::UnknownTopic
-            | Refusal::Stale
-            | Refusal::FromTheFuture
-            | Refusal::SignatureVersion
-            | Refusal::CertificateUrl
-            | Refusal::Certificate
-            | Refusal::Signature
-            | Refusal::SubscribeUrl => StatusCode::FORBIDDEN.into_response(),
-        },
+        Err(Rejection::Refused(refusal)) => refused(refusal),
+    }
+}
+
+fn refused(refusal: Refusal) -> Response {
+    match refusal {
+        Refusal::TooLarge => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        Refusal::Malformed => StatusCode::BAD_REQUEST.into_response(),
+        Refusal::RawDelivery => (StatusCode::FORBIDDEN, RAW_DELIVERY).into_response(),
+        Refusal::UnknownTopic
+        | Refusal::Stale
+        | Refusal::FromTheFuture
+        | Refusal::SignatureVersion
+        | Refusal::CertificateUrl
+        | Refusal::Certificate
+        | Refusal::Signature
+        | Refusal::SubscribeUrl => StatusCode::FORBIDDEN.into_response(),
     }
 }

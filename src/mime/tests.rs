@@ -40,6 +40,7 @@ impl Fixture {
             lane: Lane::Standard,
             auto_submitted: true,
             extra: &[],
+            keys: &[],
         }
     }
 }

@@ -284,10 +284,13 @@ impl Pipeline {
         let Ok(words) = self.words(request, decoded.published_at, &template) else { return };
         faults::reached_by(Point::Rendered, request.id);
         let Some(recipient) = request.recipients.iter().find(|recipient| recipient.address.is_ok()) else { return };
-        let id = row_id(decoded.published_at, request.id, &self.store.address_hash(&recipient.key()));
+        let hash = self.store.address_hash(&recipient.key());
+        let id = row_id(decoded.published_at, request.id, &hash);
         let made = super::deliver::Making {
             request,
             recipient,
+            recipient_hash: &hash,
+            manifest: Some(template.manifest()),
             words: &words,
             message_id: &format!("{id}@{}", self.mail.message_id_domain),
             row_id: id,

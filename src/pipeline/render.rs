@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::{Halt, Pipeline};
+use super::{Halt, Pipeline, headers};
 use crate::{
     email::{AttachmentContent, EmailRequest, Envelope, Manifest, Reason, attachment},
     reload,
@@ -77,6 +77,7 @@ impl Pipeline {
         let words = self
             .check_attachments(request, template.manifest())
             .map_err(|error| (Reason::BadAttachment, error))
+            .and_then(|()| self.check_unsubscribe(request, template.manifest()))
             .and_then(|()| self.words(request, published_at, &template));
         Rendering { template: Some(template), words: words.map(Arc::new) }
     }
@@ -99,6 +100,11 @@ impl Pipeline {
             support_phone: self.mail.support_phone.as_deref(),
             timezone: self.mail.timezone,
             locale: request.locale.as_deref().unwrap_or(&template.manifest().locale),
+            unsubscribe_url: self
+                .unsubscribe
+                .as_ref()
+                .filter(|_| template.manifest().is_marketing())
+                .map(|links| links.placeholder()),
         };
         match template.render(&request.variables, &system) {
             Ok(mail) => Ok(Words { subject: mail.subject, html: mail.html, text: mail.text }),
@@ -175,6 +181,14 @@ impl Pipeline {
                 newest.version
             ),
         })
+    }
+
+    /// Nobody gets marketing that they cannot be rid of.
+    fn check_unsubscribe(&self, request: &EmailRequest, manifest: &Manifest) -> Result<(), (Reason, String)> {
+        if manifest.is_marketing() && self.unsubscribe.is_none() {
+            return Err((Reason::NoUnsubscribeLink, headers::no_link(&request.template_key)));
+        }
+        Ok(())
     }
 
     fn check_attachments(&self, request: &EmailRequest, manifest: &Manifest) -> Result<(), String> {

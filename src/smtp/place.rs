@@ -56,7 +56,7 @@ pub enum Again {
     OnAnyConnection,
     /// The relay is in trouble: another one, or this one when it works again.
     WhenItWorks,
-    /// The relay does not want to be spoken to now: another one.
+    /// The relay does not want to be spoken to now, or cannot carry such a mail: another one.
     AtAnotherRelay,
 }
 
@@ -138,10 +138,10 @@ fn again(report: &SendReport, is_fresh: bool) -> Again {
                 Again::No
             }
         }
+        SendReport::NotCapable { .. } => Again::AtAnotherRelay,
         SendReport::Accepted { .. }
         | SendReport::Refused { .. }
         | SendReport::Broken { .. }
-        | SendReport::NotCapable { .. }
         | SendReport::Withdrawn { .. } => Again::No,
     }
 }
@@ -177,7 +177,7 @@ mod tests {
             (refusal(Phase::Rcpt, 451, "try later"), true, Again::No),
             (refusal(Phase::Rcpt, 450, "greylisted"), true, Again::No),
             (refusal(Phase::Rcpt, 550, "no such user"), true, Again::No),
-            (SendReport::NotCapable { missing: "SMTPUTF8".to_owned() }, true, Again::No),
+            (SendReport::NotCapable { missing: "SMTPUTF8".to_owned() }, true, Again::AtAnotherRelay),
         ] {
             assert_eq!(again(&report, is_fresh), want, "{report:?}");
         }

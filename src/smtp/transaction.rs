@@ -44,6 +44,9 @@ pub struct OutgoingMail {
     from: EmailAddress,
     to: EmailAddress,
     message: Bytes,
+    /// Above 127 there is nothing in it.
+    is_ascii: bool,
+    needs_smtputf8: bool,
     obstacle: Option<Arc<Obstacle>>,
 }
 
@@ -57,7 +60,12 @@ impl OutgoingMail {
     /// A mail under this envelope. `message`: header and body as they will be signed and seen; line ends and dots are
     /// taken care of on the way.
     pub fn new(from: EmailAddress, to: EmailAddress, message: impl Into<Bytes>) -> Self {
-        Self { from, to, message: message.into(), obstacle: None }
+        let message = message.into();
+        let is_ascii = message.is_ascii();
+        // Not only the envelope: such an address in Reply-To makes a header that only RFC 6531 allows.
+        let needs_smtputf8 =
+            from.needs_smtputf8() || to.needs_smtputf8() || (!is_ascii && !head_of(&message).is_ascii());
+        Self { from, to, message, is_ascii, needs_smtputf8, obstacle: None }
     }
 
     /// The same, to be asked before its envelope and again before its content whether something keeps it from going.
@@ -199,18 +207,20 @@ fn next_to_follow(connection: &Connection, line: &Line) -> Option<Job> {
 
 fn missing_capability(connection: &Connection, mail: &OutgoingMail) -> Option<&'static str> {
     let offered = &connection.capabilities;
-    if needs_smtputf8(mail) && !offered.smtputf8 {
-        return Some("the address holds characters beyond ASCII and the relay does not offer SMTPUTF8");
+    if mail.needs_smtputf8 && !offered.smtputf8 {
+        return Some("an address holds characters beyond ASCII and the relay does not offer SMTPUTF8");
     }
-    if !offered.eight_bit_mime && !mail.message.is_ascii() {
+    if !offered.eight_bit_mime && !mail.is_ascii {
         return Some("the content holds bytes above 127 and the relay does not offer 8BITMIME");
     }
     let bytes = u64::try_from(mail.message.len()).unwrap_or(u64::MAX);
     offered.size_max.is_some_and(|max| bytes > max).then_some("the mail is larger than the relay takes (SIZE)")
 }
 
-fn needs_smtputf8(mail: &OutgoingMail) -> bool {
-    mail.from.needs_smtputf8() || mail.to.needs_smtputf8()
+/// All before the first empty line; nothing where there is none.
+fn head_of(message: &[u8]) -> &[u8] {
+    let end = message.windows(4).position(|four| four == b"\r\n\r\n");
+    end.map_or(&[], |end| &message[..end])
 }
 
 fn mail_command(connection: &Connection, mail: &OutgoingMail) -> String {
@@ -219,10 +229,10 @@ fn mail_command(connection: &Connection, mail: &OutgoingMail) -> String {
     if offered.size {
         command.push_str(&format!(" SIZE={}", mail.message.len()));
     }
-    if offered.eight_bit_mime && !mail.message.is_ascii() {
+    if offered.eight_bit_mime && !mail.is_ascii {
         command.push_str(" BODY=8BITMIME");
     }
-    if needs_smtputf8(mail) {
+    if mail.needs_smtputf8 {
         command.push_str(" SMTPUTF8");
     }
     command.push_str("\r\n");

@@ -45,8 +45,9 @@ pub fn lint(source: &TemplateSource) -> Vec<LintFault> {
         support_phone: Some("+229 01 00 00 00 00"),
         timezone: chrono_tz::Africa::PortoNovo,
         locale: &manifest.locale,
+        unsubscribe_url: manifest.example_unsubscribe_url(),
     };
-    let bare = System { attachments: &[], support_email: None, support_phone: None, ..full };
+    let bare = System { attachments: &[], support_email: None, support_phone: None, unsubscribe_url: None, ..full };
     let mut least = source.sample.clone();
     least.retain(|name, _| manifest.required.contains(name));
     for (variables, system, how) in

@@ -50,6 +50,8 @@ pub struct System<'a> {
     pub timezone: Tz,
     /// The request's locale, else the template's.
     pub locale: &'a str,
+    /// Where the recipient unsubscribes; nothing: it is no mail that one unsubscribes from.
+    pub unsubscribe_url: Option<&'a str>,
 }
 
 /// A file as templates see it.
@@ -189,6 +191,7 @@ impl CompiledTemplate {
             "support_email": system.support_email,
             "support_phone": system.support_phone,
             "locale": system.locale,
+            "unsubscribe_url": system.unsubscribe_url,
         });
         data.insert(RESERVED.to_owned(), postrider);
         Ok((Context::from(Value::Object(data)), largest))

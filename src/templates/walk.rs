@@ -21,8 +21,16 @@ const RAW_BYTES_MAX: usize = 1024 * 1024;
 /// Most different faults that are reported for one part.
 const FAULTS_MAX: usize = 50;
 /// What the daemon sets under `postrider`.
-const POSTRIDER_FIELDS: [&str; 7] =
-    ["subject", "request_date", "has_pdf", "attachments", "support_email", "support_phone", "locale"];
+const POSTRIDER_FIELDS: [&str; 8] = [
+    "subject",
+    "request_date",
+    "has_pdf",
+    "attachments",
+    "support_email",
+    "support_phone",
+    "locale",
+    "unsubscribe_url",
+];
 /// What `each` sets.
 const LOOP_FIELDS: [&str; 4] = ["index", "first", "last", "key"];
 

@@ -161,6 +161,7 @@ fn failures(template: &CompiledTemplate, shapes: &[Shape]) -> Vec<(RenderError, 
         support_phone: None,
         timezone: chrono_tz::Africa::PortoNovo,
         locale: &template.manifest().locale,
+        unsubscribe_url: None,
     };
     let mut failures: Vec<(RenderError, i64)> = Vec::new();
     for shape in shapes {

@@ -155,6 +155,16 @@ mod webhook_limits;
 
 mod feedback_end_to_end;
 
+mod unsubscribe;
+
+mod browser_unsubscribe;
+
+mod mail_signed;
+
+mod mail_headers;
+
+mod mail_smtputf8;
+
 mod broker_lanes;
 
 mod pages_overview;

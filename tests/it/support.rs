@@ -62,6 +62,9 @@ pub mod sns;
 /// The public listener, and the places that it may ask.
 pub mod webhook;
 
+/// The same for people who unsubscribe.
+pub mod public;
+
 /// A real browser.
 pub mod browser;
 

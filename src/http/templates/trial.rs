@@ -186,6 +186,7 @@ fn render(
         support_phone: mail.support_phone.as_deref(),
         timezone: mail.timezone,
         locale: &template.manifest().locale,
+        unsubscribe_url: template.manifest().example_unsubscribe_url(),
     };
     template.render(variables, &system).map_err(|error| error.to_string())
 }

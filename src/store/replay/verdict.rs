@@ -310,6 +310,7 @@ const fn has_rows(reason: Option<Reason>) -> bool {
             | Reason::RenderFailed
             | Reason::BadAttachment
             | Reason::BadAddress
+            | Reason::NoUnsubscribeLink
             | Reason::Rejected
             | Reason::TriesExhausted
             | Reason::AgeExhausted

@@ -23,6 +23,7 @@ fn system() -> System<'static> {
         support_phone: Some("+229"),
         timezone: chrono_tz::Africa::PortoNovo,
         locale: "fr",
+        unsubscribe_url: None,
     }
 }
 

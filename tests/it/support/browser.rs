@@ -36,6 +36,11 @@ pub struct Browser {
 impl Browser {
     /// Starts one that looks at this daemon's pages.
     pub async fn start(daemon: &Daemon) -> Self {
+        Self::start_at(&daemon.url("")).await
+    }
+
+    /// Starts one that looks at the pages below this address.
+    pub async fn start_at(base: &str) -> Self {
         let profile = tempfile::TempDir::new().expect("a folder");
         let mut driver = Command::new(super::service("TEST_CHROMEDRIVER"))
             .arg("--port=0")
@@ -69,7 +74,7 @@ impl Browser {
             .connect(&url)
             .await
             .expect("a browser");
-        let browser = Self { client, base: daemon.url(""), driver, _profile: profile };
+        let browser = Self { client, base: base.to_owned(), driver, _profile: profile };
         browser.resize(DESKTOP).await;
         browser
     }

@@ -54,7 +54,7 @@ impl Daemon {
         let bind = async || TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let listeners = Listeners {
             admin: bind().await,
-            public: if config.feedback_addr().is_some() { Some(bind().await) } else { None },
+            public: if config.public_addr().is_some() { Some(bind().await) } else { None },
         };
         let admin = listeners.admin.local_addr().expect("it is bound");
         let public = listeners.public.as_ref().map(|listener| listener.local_addr().expect("it is bound"));
@@ -104,7 +104,7 @@ impl Daemon {
 
     /// The public listener, which must be configured.
     pub fn public(&self) -> SocketAddr {
-        self.public.expect("WEBHOOK_ADDR and SNS_TOPIC_ARNS are set")
+        self.public.expect("WEBHOOK_ADDR is set, and SNS_TOPIC_ARNS or EMAIL_PUBLIC_URL")
     }
 
     /// Posts what SNS would post.

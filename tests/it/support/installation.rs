@@ -14,6 +14,8 @@ use super::{
     wait::until,
 };
 
+/// What links to unsubscribe begin with.
+pub const PUBLIC_URL: &str = "https://mail.rgz.bj";
 /// Delays before the second, third ... try: long enough to be measured, short enough to be waited for.
 pub const LADDER_MS: [u64; 3] = [200, 400, 800];
 
@@ -73,6 +75,8 @@ impl Installation {
             ("SMTP_FROM_NAME", "RGZ Notifications"),
             ("SMTP_REPLY_TO", "support@rgz.bj"),
             ("EMAIL_SUPPORT_EMAIL", "support@rgz.bj"),
+            ("EMAIL_PUBLIC_URL", PUBLIC_URL),
+            ("WEBHOOK_ADDR", "127.0.0.1:0"),
             ("EMAIL_TEMPLATES_DIR", templates.to_str().expect("UTF-8")),
             ("EMAIL_LADDER_FAST", &ladder),
             ("EMAIL_LADDER_STANDARD", &ladder),

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use postrider::{
     config::SnsConfig,
     feedback::{fetch::Resolve, front_door::FrontDoor, sns::SignatureVersion, topic::TopicArn},
-    http,
+    http::{self, public::Public},
     metrics::Metrics,
     store::Store,
 };
@@ -236,7 +236,8 @@ impl Webhook {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let url = format!("http://{}/api/v1/email/webhook", listener.local_addr().expect("it is bound"));
         let stop = CancellationToken::new();
-        tokio::spawn(http::public::serve(listener, Arc::new(door), stop.clone()));
+        let public = Public { feedback: Some(Arc::new(door)), unsubscribe: None };
+        tokio::spawn(http::public::serve(listener, public, stop.clone()));
         Self { database, metrics, url, http: reqwest::Client::new(), _stop: stop.drop_guard() }
     }
 
