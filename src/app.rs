@@ -34,6 +34,7 @@ use crate::{
     reload,
     replay::run::Runner,
     retransmission,
+    service_manager::{self, Beat},
     smtp::Relays,
     store::{Store, StoreError},
     templates::Catalogue,
@@ -172,8 +173,13 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         starting: watch::Sender::new(Some("starting".to_owned())),
         failures: SignInFailures::default(),
     });
+    let lease_beat = Arc::new(Beat::default());
     if let Ok(addr) = listeners.admin.local_addr() {
         tracing::info!(%addr, "admin listener");
+        if service_manager::is_listening() {
+            let (admin, beat) = (Arc::clone(&admin), Arc::clone(&lease_beat));
+            tasks.spawn(service_manager::tell(admin, addr, beat, stop.clone(), end.clone()));
+        }
     }
     tasks.spawn(http::serve(listeners.admin, Arc::clone(&admin), end.clone()));
     let has_feedback = config.feedback_addr().is_some();
@@ -200,7 +206,10 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     if !prepare(&config, &store, &catalogue, &admin, &stop).await? {
         return Ok(ExitCode::SUCCESS);
     }
-    let figures = move || serde_json::to_value(reporter.now()).unwrap_or_default();
+    let figures = move || {
+        lease_beat.now();
+        serde_json::to_value(reporter.now()).unwrap_or_default()
+    };
     tasks.spawn(Arc::clone(&store).keep_lease(figures, end.clone()));
     tasks.spawn(Arc::clone(metrics.figures()).keep(end.clone()));
     tasks.spawn(Arc::clone(&store).listen(end.clone()));

@@ -46,6 +46,9 @@ mod lanes;
 /// `postrider check`.
 mod check;
 
+/// `postrider health`.
+mod health;
+
 use std::{fmt::Display, io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, bail};
@@ -57,6 +60,7 @@ use crate::{
     app,
     config::{AttachmentConfig, Environment, Faults, LogConfig, LogFormat, Settings, StoreConfig},
     email::EmailAddress,
+    service_manager,
     store::Store,
     telemetry,
 };
@@ -138,6 +142,8 @@ enum Command {
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
     Check,
+    /// Ask the running daemon whether it is alive, or ready; for probes of containers.
+    Health(health::Args),
 }
 
 fn write_out(text: &str) {
@@ -181,6 +187,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Lanes(args) => lanes::run(&context, args).await,
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
+        Command::Health(args) => health::run(&context, args).await,
     };
     done.unwrap_or_else(|error| {
         if let Some(faults) = error.downcast_ref::<Faults>() {
@@ -275,6 +282,7 @@ async fn run(context: &Session) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => tracing::info!("SIGTERM"),
             _ = tokio::signal::ctrl_c() => tracing::info!("interrupted"),
         }
+        service_manager::stopping();
         signalled.cancel();
     });
     Ok(Box::pin(app::run(config, stop)).await?)

@@ -12,6 +12,9 @@ pub mod problem;
 /// `/livez`, `/readyz`, `/metrics`.
 mod health;
 
+/// The same, asked from outside.
+pub mod probe;
+
 /// `/api/v1/email/templates`.
 mod templates;
 
@@ -55,7 +58,7 @@ mod pages;
 pub mod public;
 
 pub use feedback::report_json;
-pub(crate) use health::marketing_note;
+pub(crate) use health::{marketing_note, reasons};
 pub use lanes::{
     FAST_WARNING,
     view::{LaneView, LanesView, lanes_view},

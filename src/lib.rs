@@ -59,6 +59,8 @@ pub mod metrics;
 
 pub mod telemetry;
 
+pub mod service_manager;
+
 pub mod faults;
 
 pub mod config;

@@ -131,7 +131,7 @@ fn relay_item(relay: &RelayHealth) -> RelayItem {
 }
 
 /// What stands in a mail's way, in words.
-pub(super) fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
+pub(crate) fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
     let mut reasons = Vec::new();
     reasons.extend(admin.starting.borrow().clone());
     match &*admin.store.health().borrow() {

@@ -168,3 +168,15 @@ mod mail_smtputf8;
 mod broker_lanes;
 
 mod pages_overview;
+
+mod broker_service_manager;
+
+mod broker_health;
+
+mod broker_producers;
+
+mod broker_definitions;
+
+mod dashboard_queries;
+
+mod proto_compatibility;

@@ -35,6 +35,12 @@ pub mod daemon;
 /// The real binary: as a daemon that gets signals, and as a command line.
 pub mod process;
 
+/// A service manager, as far as a daemon can tell.
+pub mod manager;
+
+/// The programs of deploy/producers.
+pub mod producers;
+
 /// Requests to publish.
 pub mod requests;
 

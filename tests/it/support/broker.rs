@@ -1,3 +1,5 @@
+mod import;
+
 use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -11,6 +13,8 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::{clean_up, service, unique_name, wait::until};
+
+pub use import::Import;
 
 /// Published side by side.
 const AT_ONCE: usize = 64;

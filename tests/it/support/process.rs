@@ -23,13 +23,18 @@ pub struct DaemonProcess {
 impl DaemonProcess {
     /// Starts it with these settings and nothing else.
     pub fn start(variables: &Variables) -> Self {
+        Self::start_at(variables, "127.0.0.1:0")
+    }
+
+    /// The same with its admin listener at this address.
+    pub fn start_at(variables: &Variables, admin_addr: &str) -> Self {
         let log = TempDir::new().expect("a folder");
         let stderr = File::create(log.path().join("log")).expect("a file");
         let child = Command::new(BINARY)
             .arg("run")
             .env_clear()
             .envs(variables)
-            .env("ADMIN_ADDR", "127.0.0.1:0")
+            .env("ADMIN_ADDR", admin_addr)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
@@ -40,7 +45,16 @@ impl DaemonProcess {
 
     /// SIGTERM.
     pub fn terminate(&self) {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        self.signal("-TERM");
+    }
+
+    /// SIGSTOP: it hangs.
+    pub fn suspend(&self) {
+        self.signal("-STOP");
+    }
+
+    fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
         assert!(told.success(), "the daemon is gone already:\n{}", self.log());
     }
 
