@@ -22,6 +22,10 @@ test_settings() {
     export_line TEST_CHROMEDRIVER "$(command -v chromedriver)"
     export_line TEST_AXE "$axe_file"
   fi
+  if [[ -d $node_modules ]] && command -v node >/dev/null; then
+    export_line TEST_NODE "$(command -v node)"
+    export_line TEST_NODE_MODULES "$node_modules"
+  fi
   export_line SQLX_OFFLINE true
 }
 
