@@ -175,6 +175,8 @@ async fn eventful() -> Installation {
         ("WEBHOOK_ADDR", "127.0.0.1:0"),
         ("SNS_TOPIC_ARNS", TOPIC),
         ("SNS_SIGNING_CERT_FILE", certificate.to_str().expect("UTF-8")),
+        // What is unknown is sent again without waiting for what SES tells of it.
+        ("EMAIL_UNKNOWN_WAIT_SECONDS", "0"),
     ])
     .await;
     let line = Proxy::start(post.database.url()).await;
@@ -196,7 +198,7 @@ async fn eventful() -> Installation {
     let late = crate::support::requests::id(&request);
     for to in ["later@example.bj", "unknown@example.bj"] {
         let sent = post.publish(&ticket(to)).await;
-        until(to, async || post.database.row(sent).await.status == "sent").await;
+        post.database.wait_for(sent, "sent").await;
     }
     let rejected = post.publish(&ticket("rejected@example.bj")).await;
     post.database.wait_for_letter(rejected).await;

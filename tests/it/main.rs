@@ -177,6 +177,8 @@ mod broker_producers;
 
 mod broker_definitions;
 
+mod broker_upgrade;
+
 mod dashboard_queries;
 
 mod proto_compatibility;

@@ -32,9 +32,19 @@ impl Database {
         static TEMPLATE: OnceCell<String> = OnceCell::const_new();
         let admin_url = Url::parse(&service("TEST_DATABASE_URL")).expect("TEST_DATABASE_URL is a URL");
         let template = TEMPLATE.get_or_init(|| template(&admin_url)).await;
+        Self::create(admin_url, &format!("template {template}")).await
+    }
+
+    /// A fresh database with nothing in it, not even a schema.
+    pub async fn without_schema() -> Self {
+        let admin_url = Url::parse(&service("TEST_DATABASE_URL")).expect("TEST_DATABASE_URL is a URL");
+        Self::create(admin_url, "").await
+    }
+
+    async fn create(admin_url: Url, how: &str) -> Self {
         let name = unique_name();
         let mut admin = connect(&admin_url).await;
-        run(&mut admin, format!("create database {name} template {template}")).await;
+        run(&mut admin, format!("create database {name} {how}")).await;
         let url = named(&admin_url, &name);
         let pool = PgPoolOptions::new().max_connections(3).connect_lazy(&url).expect("a URL of PostgreSQL");
         Self { name, admin_url, url, pool }

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 use super::{daemon::Variables, wait::until};
 
 /// The real binary.
-const BINARY: &str = env!("CARGO_BIN_EXE_postrider");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_postrider");
 /// Longest run of a command.
 const RUN_MAX: Duration = Duration::from_secs(30);
 
@@ -28,9 +28,14 @@ impl DaemonProcess {
 
     /// The same with its admin listener at this address.
     pub fn start_at(variables: &Variables, admin_addr: &str) -> Self {
+        Self::start_binary(BINARY, variables, admin_addr)
+    }
+
+    /// The same with a binary of another version.
+    pub fn start_binary(binary: &str, variables: &Variables, admin_addr: &str) -> Self {
         let log = TempDir::new().expect("a folder");
         let stderr = File::create(log.path().join("log")).expect("a file");
-        let child = Command::new(BINARY)
+        let child = Command::new(binary)
             .arg("run")
             .env_clear()
             .envs(variables)
@@ -123,7 +128,12 @@ impl Said {
 
 /// Runs `postrider` with these settings and nothing else.
 pub async fn postrider(variables: &Variables, arguments: &[&str]) -> Said {
-    let mut command = Command::new(BINARY);
+    of_binary(BINARY, variables, arguments).await
+}
+
+/// The same with a binary of another version.
+pub async fn of_binary(binary: &str, variables: &Variables, arguments: &[&str]) -> Said {
+    let mut command = Command::new(binary);
     command.args(arguments).env_clear().envs(variables).stdin(Stdio::null());
     let run = spawn_blocking(move || command.output());
     let output = tokio::time::timeout(RUN_MAX, run).await.expect("it ends").expect("it was run").expect("it starts");

@@ -1,0 +1,55 @@
+# What is shipped beside the program, read by those who will read it: schemas, promtool, systemd. Nothing of it is installed.
+# shellcheck shell=bash
+
+# Made anew whenever the pinned versions change.
+manifests_tools() {
+  local pinned="$root/deploy/dev.d/manifests/requirements.txt" venv="$state/manifests" begun
+  begun=$(now_ms)
+  if ! cmp -s "$pinned" "$venv/requirements.txt"; then
+    rm -rf "$venv"
+    "$system_python" -m venv "$venv" &&
+      "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$pinned" ||
+      die "the readers of schemas could not be installed into $venv"
+    cp "$pinned" "$venv/requirements.txt"
+    done_in "$begun" "readers of schemas installed"
+  fi
+}
+
+# promtool of the distribution's package, without the service that the package would set up.
+promtool_path() {
+  local folder="$state/prometheus"
+  if command -v promtool; then return; fi
+  if [[ ! -x $folder/usr/bin/promtool ]]; then
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    (cd "$folder" && apt-get download prometheus && dpkg-deb -x prometheus_*.deb .) >"$state/log/promtool.log" 2>&1 ||
+      return 1
+  fi
+  echo "$folder/usr/bin/promtool"
+}
+
+manifests_kubernetes() {
+  local file
+  for file in deploy/kubernetes/*.yaml; do
+    # Those of extensions are not in Kubernetes' own schemas; kustomize is a file of kubectl.
+    case $file in */kustomization.yaml | */scaledobject.yaml) continue ;; esac
+    "$state/manifests/bin/kubernetes-validate" --strict "$file" || return 1
+  done
+}
+
+manifests_rules() {
+  local promtool
+  promtool=$(promtool_path) || { say "promtool cannot be had; see $state/log/promtool.log"; return 1; }
+  "$promtool" check rules deploy/prometheus/alerts.yml &&
+    "$promtool" check config deploy/prometheus/prometheus.yml &&
+    "$promtool" test rules deploy/prometheus/alerts_test.yml
+}
+
+manifests_unit() {
+  local scratch="$state/run/postrider.service"
+  command -v systemd-analyze >/dev/null || { say "no systemd-analyze here: the unit is not read"; return 0; }
+  # It looks for the program, which need not be installed here.
+  sed 's|^ExecStart=/usr/local/bin/postrider|ExecStart=/bin/true|' deploy/systemd/postrider.service >"$scratch"
+  systemd-analyze verify "$scratch" &&
+    systemd-analyze security --offline=true --threshold=20 "$scratch" | tail -n 1
+}
