@@ -167,8 +167,8 @@ fn judge(queries: &[Query], series: &[Series]) -> Vec<String> {
     faults
 }
 
-/// A daemon to which everything has happened that is counted.
-async fn eventful() -> Installation {
+/// A daemon to which everything has happened that is counted, and its line to the database.
+async fn eventful() -> (Installation, Proxy) {
     let sns = SnsSigner::start();
     let certificate = sns.certificate();
     let mut post = Installation::prepare(&[
@@ -225,12 +225,12 @@ async fn eventful() -> Installation {
     post.publish(&incident("alone@example.bj")).await;
     until("it is sent", async || post.daemon().metric("email_sent_without_database_total", &[]).await > 0.0).await;
     line.mend().await;
-    post
+    (post, line)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_query_of_the_dashboard_and_the_alerts_finds_its_series() {
-    let post = eventful().await;
+    let (post, _line) = eventful().await;
     let metrics = reqwest::get(post.daemon().url("/metrics")).await.expect("an answer").text().await.expect("text");
     let series = series(&metrics);
     let faults = judge(&of_dashboard(), &series).into_iter().chain(judge(&of_alerts(), &series)).collect::<Vec<_>>();
