@@ -33,6 +33,7 @@ use crate::{
     pipeline::{Budget, Memory, Pipeline, Quarantine},
     reload,
     replay::run::Runner,
+    retention::Retention,
     retransmission,
     service_manager::{self, Beat},
     smtp::Relays,
@@ -258,6 +259,8 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         config.pipeline.clone(),
         stop.clone(),
     ));
+    let retention = Retention::new(Arc::clone(&store), &config.pipeline, Arc::clone(&metrics));
+    tasks.spawn(retention.keep(stop.clone()));
     let pipeline = Arc::new(Pipeline {
         rules: config.pipeline.clone(),
         mail: config.mail.clone(),

@@ -43,6 +43,9 @@ mod events;
 /// `postrider lanes`.
 mod lanes;
 
+/// `postrider retention`.
+mod retention;
+
 /// `postrider check`.
 mod check;
 
@@ -138,6 +141,9 @@ enum Command {
     Events(events::Command),
     /// Show how the lanes fare, pause one, or let it go on.
     Lanes(lanes::Args),
+    /// Show what is due to be forgotten or deleted, and do it.
+    #[command(subcommand)]
+    Retention(retention::Command),
     /// Bring the database's schema up to date.
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
@@ -185,6 +191,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Suppressions(command) => suppressions::run(&context, command).await,
         Command::Events(command) => events::run(&context, command).await,
         Command::Lanes(args) => lanes::run(&context, args).await,
+        Command::Retention(command) => retention::run(&context, command).await,
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
         Command::Health(args) => health::run(&context, args).await,

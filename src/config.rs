@@ -329,6 +329,8 @@ pub struct PipelineConfig {
     pub audit_retention: Duration,
     /// `EMAIL_AUTO_ANONYMIZE_AFTER_DAYS` (90).
     pub anonymize_after: Duration,
+    /// `EMAIL_RETENTION_EVERY`: how often daemons look for what is to be anonymised or deleted (1 h).
+    pub retention_every: Duration,
     /// `EMAIL_RATE_LIMIT_TRANSACTIONAL`: mails of transactional templates to one person (unlimited).
     pub rate_limit_transactional: RateLimit,
     /// `EMAIL_RATE_LIMIT_MARKETING`: mails of marketing templates to one person (`1/day`).

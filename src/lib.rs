@@ -41,6 +41,8 @@ pub mod replay;
 
 pub mod retransmission;
 
+pub mod retention;
+
 pub mod lanes;
 
 pub mod feedback;

@@ -10,6 +10,8 @@ mod relays;
 
 mod attachments;
 
+mod retention;
+
 use std::{
     sync::{
         Arc,
@@ -18,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter, MeterProvider, UpDownCounter},
@@ -30,7 +32,7 @@ use self::figures::Figures;
 use crate::{
     email::{Envelope, Lane},
     smtp::Relays,
-    store::Applied,
+    store::{Applied, retention::Action},
 };
 
 /// What all instruments belong to.
@@ -69,6 +71,7 @@ pub struct Metrics {
     /// Of the oldest event that waits, in milliseconds since 1970; 0: none does.
     events_since: Arc<AtomicI64>,
     attachments: attachments::Attachments,
+    retention: retention::RetentionSeries,
     figures: Arc<Figures>,
 }
 
@@ -179,6 +182,7 @@ impl Metrics {
                 .build(),
             events_since: watch_events(&meter),
             attachments: attachments::Attachments::new(&meter),
+            retention: retention::RetentionSeries::new(&meter),
             figures: Arc::default(),
             registry,
             provider,
@@ -277,6 +281,30 @@ impl Metrics {
         effort: Option<(Duration, usize)>,
     ) {
         self.attachments.fetched(source, result, effort);
+    }
+
+    /// Retention has anonymised or deleted rows of a table.
+    pub(crate) fn retained(&self, action: Action, table: &'static str, rows: u64) {
+        self.retention.done(action, table, rows);
+    }
+
+    pub(crate) fn retention_failed(&self, step: &'static str) {
+        self.retention.failed(step);
+    }
+
+    /// For how long the oldest row has been due; nothing: none is.
+    pub(crate) fn retention_overdue(&self, action: Action, overdue: Option<TimeDelta>) {
+        self.retention.overdue(action, overdue);
+    }
+
+    /// Another daemon is at work on it, and tells.
+    pub(crate) fn retention_elsewhere(&self) {
+        self.retention.elsewhere();
+    }
+
+    /// All that was due is done.
+    pub(crate) fn retention_ended(&self, at: DateTime<Utc>) {
+        self.retention.ended(at);
     }
 
     pub(crate) fn replayed(&self, lane: Lane) {

@@ -81,6 +81,9 @@ pub mod changes;
 /// Operators who signed in.
 pub mod sessions;
 
+/// Forgetting persons and deleting records.
+pub mod retention;
+
 /// What daemons tell each other.
 pub mod told;
 

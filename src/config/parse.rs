@@ -108,6 +108,12 @@ pub(super) fn age_max(text: &str) -> Parsed<Duration> {
     if (Duration::from_secs(1)..=DAY * 7).contains(&age) { Ok(age) } else { Err("is not from 1s to 7d".to_owned()) }
 }
 
+/// Between two looks for what is to be anonymised or deleted.
+pub(super) fn retention_every(text: &str) -> Parsed<Duration> {
+    let every = duration(text)?;
+    if (Duration::from_secs(1)..=DAY).contains(&every) { Ok(every) } else { Err("is not from 1s to 24h".to_owned()) }
+}
+
 /// `unlimited`, `N/day`, `N/week`.
 pub(super) fn rate_limit(text: &str) -> Parsed<RateLimit> {
     let text = text.trim().to_ascii_lowercase();

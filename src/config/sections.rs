@@ -257,6 +257,10 @@ fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
     let shutdown_grace = r.read("SHUTDOWN_GRACE_SECONDS", parse::seconds(1..=3600));
     let audit_retention = r.read("EMAIL_AUDIT_RETENTION_DAYS", parse::days(1..=3650));
     let anonymize_after = r.read("EMAIL_AUTO_ANONYMIZE_AFTER_DAYS", parse::days(1..=3650));
+    let retention_every = r.read("EMAIL_RETENTION_EVERY", parse::retention_every);
+    if r.peek("DEAD_LETTER_ARCHIVE", parse::flag) == Some(false) {
+        r.warn("DEAD_LETTER_ARCHIVE is off: what lies in email.dead and email.unrouted holds persons, and is neither anonymised nor deleted");
+    }
 
     if let (Ok(retention), Ok(not_before), Ok(age)) = (&audit_retention, &not_before_max, &age_max) {
         // A record that goes while its message still travels would let that message be sent twice.
@@ -289,6 +293,7 @@ fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
         shutdown_grace: shutdown_grace?,
         audit_retention: audit_retention?,
         anonymize_after: anonymize_after?,
+        retention_every: retention_every?,
         rate_limit_transactional: rate_limit_transactional?,
         rate_limit_marketing: rate_limit_marketing?,
     })

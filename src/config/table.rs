@@ -245,6 +245,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting::preset(Retention, "EMAIL_AUTO_ANONYMIZE_AFTER_DAYS", "90")
         .meaning("Days after which the person is removed from the records.")
         .accepts("1 to 3650 days, at most EMAIL_AUDIT_RETENTION_DAYS"),
+    Setting::preset(Retention, "EMAIL_RETENTION_EVERY", "1h")
+        .meaning("How often daemons look for what is to be anonymised or deleted; one of them at a time does it.")
+        .accepts("a duration from 1s to 24h (units ms, s, m, h, d)"),
     Setting::preset(Sidecar, "ADMIN_ADDR", "127.0.0.1:8025")
         .meaning("Where operators reach the admin API and pages.")
         .accepts("an IP address and a port"),
