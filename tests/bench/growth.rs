@@ -155,12 +155,12 @@ fn statements(rows: u64) -> [String; 3] {
 fn requests(rows: u64, bodies_from: u64) -> String {
     format!(
         "insert into email_requests (id, payload_hash, source, template_key, template_version, priority, lane, variables,
-             published_at, created_at)
+             published_at, created_at, anonymised_at)
          select {id}, sha256(n::text::bytea), 'bench', 'bench_notice', 1, 2, 'standard',
              case when n > {bodies_from} then jsonb_build_object('reseller_name', 'Kossi Télécom ' || n,
                  'invoice_number', 'F-2026-' || n, 'amount_fcfa', 100000 + n % 900000,
                  'link_portal', 'https://portail.example.bj/factures/F-2026-' || n) end,
-             {at}, {at}
+             {at}, {at}, case when n <= {bodies_from} then {at} + interval '90 days' end
          from generate_series(1, {rows}::bigint) n",
         id = request_id(),
         at = moment(rows),

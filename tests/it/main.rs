@@ -165,6 +165,14 @@ mod mail_headers;
 
 mod mail_smtputf8;
 
+mod retention_forgotten;
+
+mod retention_year;
+
+mod retention_rows;
+
+mod retention_daemons;
+
 mod broker_lanes;
 
 mod pages_overview;

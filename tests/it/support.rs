@@ -71,6 +71,12 @@ pub mod webhook;
 /// The same for people who unsubscribe.
 pub mod public;
 
+/// A person, in whatever holds bytes.
+pub mod traces;
+
+/// Retention at any time.
+pub mod retention;
+
 /// A real browser.
 pub mod browser;
 

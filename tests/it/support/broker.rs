@@ -203,6 +203,21 @@ impl Broker {
         closed
     }
 
+    /// All that lies in the queues, with what came with it: looked at through the management API, and put back.
+    pub async fn contents(&self) -> String {
+        let mut all = String::new();
+        let look = json!({ "count": 10_000, "ackmode": "ack_requeue_true", "encoding": "base64" });
+        for queue in self.queues().await {
+            let url = self.api.join(&format!("/api/queues/{}/{queue}/get", self.vhost)).expect("a URL");
+            let answer = self.http.post(url).json(&look).send().await.expect("the management API answers");
+            for message in answer.json::<Value>().await.expect("JSON").as_array().into_iter().flatten() {
+                all.push_str(&message.to_string());
+                all.push('\n');
+            }
+        }
+        all
+    }
+
     async fn get(&self, path: &str) -> Value {
         let url = self.api.join(&format!("/api/{path}")).expect("a URL");
         let answer = self.http.get(url).send().await.expect("the management API answers");

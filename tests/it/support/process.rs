@@ -7,7 +7,10 @@ use std::{
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
-use super::{daemon::Variables, wait::until};
+use super::{
+    daemon::Variables,
+    wait::{until, until_some},
+};
 
 /// The real binary.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_postrider");
@@ -46,6 +49,18 @@ impl DaemonProcess {
             .spawn()
             .expect("the binary starts");
         Self { child, log }
+    }
+
+    /// Where operators reach it, once it listens.
+    pub async fn admin(&self) -> String {
+        until_some("the admin listener", async || {
+            let log = self.log();
+            let line = log.lines().find(|line| line.contains("admin listener"))?;
+            let (_, rest) = line.split_once("127.0.0.1:")?;
+            let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            Some(format!("http://127.0.0.1:{port}"))
+        })
+        .await
     }
 
     /// SIGTERM.

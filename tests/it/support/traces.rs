@@ -15,9 +15,9 @@ pub struct Traces(Vec<Trace>);
 struct Trace {
     words: String,
     /// In lower case, to be found in anything that is.
-    folded: Vec<Vec<u8>>,
+    folded: Vec<String>,
     /// As they stand.
-    exact: Vec<Vec<u8>>,
+    exact: Vec<String>,
 }
 
 impl Traces {
@@ -39,10 +39,11 @@ impl Traces {
     }
 
     fn look(&self, bytes: &[u8], depth: usize, found: &mut BTreeSet<String>) {
-        let lower = String::from_utf8_lossy(bytes).to_lowercase().into_bytes();
+        let text = String::from_utf8_lossy(bytes);
+        let lower = text.to_lowercase();
         for trace in &self.0 {
-            let is_there = trace.folded.iter().any(|form| holds(&lower, form))
-                || trace.exact.iter().any(|form| holds(bytes, form));
+            let is_there = trace.folded.iter().any(|form| lower.contains(form.as_str()))
+                || trace.exact.iter().any(|form| text.contains(form.as_str()));
             if is_there {
                 found.insert(trace.words.clone());
             }
@@ -50,8 +51,8 @@ impl Traces {
         if depth == 0 {
             return;
         }
-        for run in runs(bytes, |b| b.is_ascii_hexdigit()) {
-            // An escape such as \x has an x in it, so that a run begins with its first digit.
+        // Bytes in a dump: \x and digits.
+        for run in bytes.split(|b| !b.is_ascii_hexdigit()).filter(|run| run.len() >= RUN_MIN) {
             if let Ok(decoded) = hex::decode(&run[..run.len() / 2 * 2]) {
                 self.look(&decoded, depth - 1, found);
             }
@@ -61,51 +62,62 @@ impl Traces {
 
 impl Trace {
     fn of(words: &str) -> Self {
-        let cases = [words.to_owned(), words.to_lowercase(), words.to_uppercase()];
         let lower = words.to_lowercase();
-        let mut folded = vec![
-            lower.clone().into_bytes(),
+        let folded = vec![
+            lower.clone(),
             escaped(&lower, |b| format!("%{b:02x}")),
-            escaped(&lower, |b| format!("%{b:02x}")).iter().map(|&b| if b == b'+' { b' ' } else { b }).collect(),
+            escaped(&lower, |b| if b == b' ' { "+".to_owned() } else { format!("%{b:02x}") }),
             escaped(&lower, |b| format!("={b:02x}")),
-            lower.replace(' ', "+").into_bytes(),
-            lower.replace(' ', "_").into_bytes(),
+            escaped(&lower, |b| if b == b' ' { "_".to_owned() } else { format!("={b:02x}") }),
+            lower.replace(' ', "_"),
+            json_escaped(&lower),
         ];
-        folded.push(json_escaped(&lower));
-        folded.dedup();
+        let cases = [words.to_owned(), lower, words.to_uppercase()];
         let exact = cases.iter().flat_map(|words| in_base64(words.as_bytes())).collect();
         Self { words: words.to_owned(), folded, exact }
     }
 }
 
-/// Everything but letters and digits written as `code` says.
-fn escaped(words: &str, code: impl Fn(u8) -> String) -> Vec<u8> {
-    let written = words.bytes().map(|b| if b.is_ascii_alphanumeric() || b == b'.' { char::from(b).into() } else { code(b) });
-    written.collect::<String>().into_bytes()
+/// Everything but letters, digits, dots and hyphens written as `code` says.
+fn escaped(words: &str, code: impl Fn(u8) -> String) -> String {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b".-".contains(&b);
+    words.bytes().map(|b| if is_plain(b) { char::from(b).into() } else { code(b) }).collect()
 }
 
-fn json_escaped(words: &str) -> Vec<u8> {
-    let written = words.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_string() } else { format!("\\u{:04x}", u32::from(c)) });
-    written.collect::<String>().into_bytes()
+fn json_escaped(words: &str) -> String {
+    words.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("\\u{:04x}", u32::from(c)) }).collect()
 }
 
 /// As it looks inside of something longer, wherever it begins there; digits that its neighbours have a part in are left out.
-fn in_base64(words: &[u8]) -> Vec<Vec<u8>> {
+fn in_base64(words: &[u8]) -> Vec<String> {
     (0..3)
         .filter_map(|before| {
             let padded = [&vec![b'-'; before][..], words].concat();
-            let written = STANDARD_NO_PAD.encode(&padded).into_bytes();
-            let first = (before * 8).div_ceil(6);
-            let last = padded.len() * 8 / 6;
-            written.get(first..last).map(<[u8]>::to_vec).filter(|form| form.len() >= 6)
+            let written = STANDARD_NO_PAD.encode(&padded);
+            let (first, last) = ((before * 8).div_ceil(6), padded.len() * 8 / 6);
+            written.get(first..last).map(str::to_owned).filter(|form| form.len() >= 6)
         })
         .collect()
 }
 
-fn runs(bytes: &[u8], belongs: impl Fn(u8) -> bool) -> Vec<&[u8]> {
-    bytes.split(|b| !belongs(*b)).filter(|run| run.len() >= RUN_MIN).collect()
-}
-
-fn holds(bytes: &[u8], form: &[u8]) -> bool {
-    !form.is_empty() && memchr_like(bytes, form)
+#[test]
+fn a_person_is_found_in_every_form() {
+    let traces = Traces::of(&["ada.lovelace@b\u{fc}cher.example", "+229 97 12"]);
+    let address = "Ada.Lovelace@B\u{dc}CHER.example";
+    let inner = format!("to: {address}, +229 97 12 34").into_bytes();
+    for form in [
+        inner.clone(),
+        base64::engine::general_purpose::STANDARD.encode(inner.to_ascii_lowercase()).into_bytes(),
+        format!("\\\\x{}", hex::encode(&inner)).into_bytes(),
+        hex::encode(
+            base64::engine::general_purpose::STANDARD.encode(&[b"x", &inner.to_ascii_lowercase()[..]].concat()),
+        )
+        .into_bytes(),
+        b"ADA.LOVELACE%40b%C3%BCcher.example %2B229+97+12".to_vec(),
+        b"ada.lovelace=40b=C3=BCcher.example =2B229_97_12".to_vec(),
+        b"ada.lovelace@b\\u00fccher.example +229 97 12".to_vec(),
+    ] {
+        assert!(!traces.in_bytes(&form).is_empty(), "{}", String::from_utf8_lossy(&form));
+    }
+    assert!(traces.in_bytes(b"nobody, ada@example.bj, +229 97 21").is_empty());
 }
