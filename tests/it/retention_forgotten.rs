@@ -48,6 +48,8 @@ struct Stage {
 impl Stage {
     async fn start() -> Self {
         let mut post = Installation::prepare(&FEEDBACK_SETTINGS).await;
+        // Both announcements are of one day.
+        post.set(&[("EMAIL_RATE_LIMIT_MARKETING", "unlimited")]);
         post.declare_queues().await;
         post.set(&[("LOG_LEVEL", "debug")]);
         let daemon = DaemonProcess::start(&post.variables);
@@ -164,7 +166,7 @@ async fn live(stage: &Stage) {
         .to_owned();
     stage.ask(Method::GET, &format!("{key}?{to}&limit=5"), None).await;
     stage.ask(Method::GET, &format!("{key}/{bill}"), None).await;
-    stage.ask(Method::GET, &format!("{key}/{bill}/html"), None).await;
+    stage.ask(Method::GET, &format!("{key}/{bill}/body?part=html"), None).await;
     let test = json!({ "to": ADDRESS, "send": true,
         "variables": { "ticket_number": "T-1", "title": NAME, "priority": "P1", "support_link": "https://x.bj" } });
     stage.ask(Method::POST, "/api/v1/email/templates/support_ticket_created/test", Some(test)).await;
