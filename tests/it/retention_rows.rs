@@ -140,6 +140,8 @@ async fn what_is_under_way_is_left_alone_and_what_has_stopped_moving_is_settled_
     let other = Mail { request: one.request, published_at: one.published_at, ..other };
     let (one, other) = (one.write(&database).await, other.write(&database).await);
 
+    // Of what was written here.
+    sqlx::query("delete from outbox").execute(&database.pool).await.expect("an outbox");
     database.retain_at(&settings, Utc::now()).await;
     let stands = |status: &str, held, has_person| (status.to_owned(), held, has_person);
     for (mail, expected, what) in [
@@ -293,8 +295,8 @@ async fn logs_that_nobody_may_rewrite_lose_their_notes_and_nothing_else() {
             (now(), 'operator:x', 'lane.pause', 'bulk', null, '{\"note\": \"young\"}')",
         "insert into dead_letter_discards (dead_letter_id, discarded_by, note, at)
          values (gen_random_uuid(), 'operator:x', 'Ada', now() - interval '100 days')",
-        "insert into suppression_changes (address_hash, reason, change, changed_by, note, at)
-         values (sha256('ada'), 'operator', 'lifted', 'operator:x', 'Ada', now() - interval '100 days')",
+        "insert into suppression_changes (address_hash, reason, category, change, changed_by, note, at)
+         values (sha256('ada'), 'operator', '', 'lifted', 'operator:x', 'Ada', now() - interval '100 days')",
     ] {
         sqlx::query(statement).execute(&database.pool).await.expect("written");
     }

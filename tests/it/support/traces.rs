@@ -57,6 +57,13 @@ impl Traces {
                 self.look(&decoded, depth - 1, found);
             }
         }
+        // Bytes in JSON.
+        let is_digit = |b: u8| b.is_ascii_alphanumeric() || b"+/".contains(&b);
+        for run in bytes.split(|b| !is_digit(*b)).filter(|run| run.len() >= 2 * RUN_MIN) {
+            if let Ok(decoded) = STANDARD_NO_PAD.decode(&run[..run.len() / 4 * 4]) {
+                self.look(&decoded, depth - 1, found);
+            }
+        }
     }
 }
 
@@ -109,10 +116,10 @@ fn a_person_is_found_in_every_form() {
         inner.clone(),
         base64::engine::general_purpose::STANDARD.encode(inner.to_ascii_lowercase()).into_bytes(),
         format!("\\\\x{}", hex::encode(&inner)).into_bytes(),
-        hex::encode(
-            base64::engine::general_purpose::STANDARD.encode(&[b"x", &inner.to_ascii_lowercase()[..]].concat()),
-        )
-        .into_bytes(),
+        hex::encode(base64::engine::general_purpose::STANDARD.encode([b"x", &inner.to_ascii_lowercase()[..]].concat()))
+            .into_bytes(),
+        // In the case that it has, too.
+        base64::engine::general_purpose::STANDARD.encode(&inner).into_bytes(),
         b"ADA.LOVELACE%40b%C3%BCcher.example %2B229+97+12".to_vec(),
         b"ada.lovelace=40b=C3=BCcher.example =2B229_97_12".to_vec(),
         b"ada.lovelace@b\\u00fccher.example +229 97 12".to_vec(),
