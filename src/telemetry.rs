@@ -4,15 +4,29 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::config::{LogConfig, LogFormat};
+
+/// What no filter can ask for: lapin prints whole messages where the broker gives one back (as a warning, at every event that
+/// nobody is bound to) and frames where it traces them.
+fn without_payloads() -> Targets {
+    Targets::new()
+        .with_default(LevelFilter::TRACE)
+        .with_target("lapin", LevelFilter::DEBUG)
+        .with_target("lapin::returned_messages", LevelFilter::OFF)
+}
 
 /// Starts logging to standard error. A second call in one process changes nothing.
 pub fn start(config: &LogConfig) {
     // A filter that cannot be read must not silence the daemon.
     let filter = EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(without_payloads());
     let started = match config.format {
         LogFormat::Json => registry
             .with(

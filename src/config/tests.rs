@@ -76,6 +76,7 @@ fn what_is_required_is_enough_and_the_rest_has_its_default() {
         (seconds(60), seconds(30), seconds(60))
     );
     assert_eq!((pipeline.audit_retention, pipeline.anonymize_after), (seconds(365 * 86400), seconds(90 * 86400)));
+    assert_eq!(pipeline.retention_every, seconds(3600));
     assert_eq!(pipeline.rate_limit_transactional, RateLimit::Unlimited);
     assert_eq!(pipeline.rate_limit_marketing, RateLimit::PerDay(1));
     assert_eq!(config.store.events, EventsMode::Final);
@@ -144,6 +145,7 @@ fn each_bad_value_is_a_fault_of_its_setting() {
         ("EMAIL_EVENTS", "some", "is not one of off, final, all"),
         ("EMAIL_AUDIT_RETENTION_DAYS", "31", "is not more than EMAIL_MAX_NOT_BEFORE_DAYS plus"),
         ("EMAIL_AUTO_ANONYMIZE_AFTER_DAYS", "366", "is more than EMAIL_AUDIT_RETENTION_DAYS"),
+        ("EMAIL_RETENTION_EVERY", "25h", "is not from 1s to 24h"),
         ("ADMIN_ADDR", "localhost", "is not an IP address with a port"),
         ("WEBHOOK_ADDR", "127.0.0.1:8025", "is the same as ADMIN_ADDR"),
         ("ADMIN_TOKENS", "ops:admin", "an entry (1) that is not name:role:token"),
@@ -211,6 +213,13 @@ fn good_values_are_understood() {
     let deaf = load(&[("WEBHOOK_ADDR", "0.0.0.0:8026")]).expect("valid");
     assert_eq!(deaf.feedback_addr(), None);
     assert!(deaf.warnings.iter().any(|warning| warning.contains("SNS_TOPIC_ARNS")), "{:?}", deaf.warnings);
+
+    let unarchived = load(&[("DEAD_LETTER_ARCHIVE", "false")]).expect("valid");
+    assert!(
+        unarchived.warnings.iter().any(|warning| warning.contains("neither anonymised")),
+        "{:?}",
+        unarchived.warnings
+    );
 
     let plain = load(&[("SMTP_USE_TLS", "false"), ("SMTP_PORT", "465")]).expect("valid");
     assert_eq!(plain.smtp.relays[0].tls, RelayTls::Plain);
