@@ -122,6 +122,7 @@ fn a_person_is_found_in_every_form() {
             .into_bytes(),
         // In the case that it has, too.
         base64::engine::general_purpose::STANDARD.encode(&inner).into_bytes(),
+        format!("data: {:?}", inner.to_ascii_lowercase()).into_bytes(),
         b"ADA.LOVELACE%40b%C3%BCcher.example %2B229+97+12".to_vec(),
         b"ada.lovelace=40b=C3=BCcher.example =2B229_97_12".to_vec(),
         b"ada.lovelace@b\\u00fccher.example +229 97 12".to_vec(),
