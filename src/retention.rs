@@ -30,6 +30,8 @@ use crate::{
 const DAEMONS_SHARE: u8 = 10;
 /// A daemon that has just begun has other things to do.
 const FIRST_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Objects of files that are asked for at once.
+const OBJECTS_AT_ONCE: i64 = 100;
 /// A batch that was in somebody's way is tried this often again.
 const REPEATS_MAX: u32 = 5;
 
@@ -206,8 +208,23 @@ pub async fn pass(
             return report;
         }
     }
-    report.is_whole = true;
+    report.is_whole = delete_objects(store, moments, stop).await;
     report
+}
+
+/// The objects of files whose rows are gone. False: it did not come to its end.
+async fn delete_objects(store: &Store, moments: &Moments, stop: &CancellationToken) -> bool {
+    while !stop.is_cancelled() {
+        match store.delete_due_objects(moments.now, OBJECTS_AT_ONCE).await {
+            Ok(deleted) if deleted < OBJECTS_AT_ONCE => return true,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "could not look for objects that are to be deleted");
+                return false;
+            }
+        }
+    }
+    false
 }
 
 /// False: it was interrupted.

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use sqlx::Connection;
 use uuid::Uuid;
 
@@ -21,15 +22,6 @@ use crate::{
 /// Bytes that nothing refers to are deleted when nobody needed them for this long: far longer than any delivery is held
 /// between keeping its files and writing its rows.
 pub const UNUSED_AFTER: Duration = Duration::from_secs(24 * 3600);
-
-/// What [`Store::delete_unreferenced_attachments`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct DeletedAttachments {
-    /// Files whose row is gone: less than asked for, and there are no more.
-    pub files: u64,
-    /// Objects that are gone, of these files or of earlier ones.
-    pub objects: u64,
-}
 
 impl Store {
     /// Stores these bytes unless they are there already. Done before the claim, so that no mail is on its way whose
@@ -92,39 +84,18 @@ impl Store {
         within(limit_of(lane), async { Ok(asking.await?) }).await
     }
 
-    /// Deletes the bytes of at most `limit` files that no mail refers to, and the objects that are due by then. To be called
-    /// again while it deletes as many as that; safe beside mails that store the same bytes, and at several daemons at once.
+    /// Deletes objects that no row speaks for any more: of files that retention has deleted, and of writers that never came back.
+    /// Row first, object after; what is in between is owed, so that a crash leaves nothing behind that nobody knows of.
+    ///
+    /// Answers how many there were: as many as `limit`, and there may be more. An object store that is away is told in the log,
+    /// and what is owed stays so.
     ///
     /// # Errors
-    /// When the database is away. Objects that cannot be deleted now stay due, and are no error.
-    pub async fn delete_unreferenced_attachments(&self, limit: i64) -> Result<DeletedAttachments, StoreError> {
-        let deleting = sqlx::query_scalar!(
-            r#"with unused as (
-                -- Who needs them again, or writes a mail that refers to them, has the row: it is looked at next time.
-                select b.sha256 from attachment_blobs b
-                where b.used_at < now() - make_interval(secs => $1)
-                    and not exists (select from email_attachments a where a.sha256 = b.sha256)
-                limit $2 for update of b skip locked
-            ), gone as (
-                delete from attachment_blobs b using unused u where b.sha256 = u.sha256 returning b.location
-            ), due as (
-                insert into attachment_objects_due (location, due_at)
-                select location, now() from gone where location is not null
-                on conflict (location) do update set due_at = excluded.due_at
-            )
-            select count(*) as "files!" from gone"#,
-            UNUSED_AFTER.as_secs_f64(),
-            limit
-        )
-        .fetch_one(&self.pool);
-        let files = within_limit(async { Ok(deleting.await?) }).await?;
-        let objects = self.delete_due_objects(limit).await?;
-        Ok(DeletedAttachments { files: u64::try_from(files).unwrap_or_default(), objects })
-    }
-
-    async fn delete_due_objects(&self, limit: i64) -> Result<u64, StoreError> {
+    /// When the database is away.
+    pub async fn delete_due_objects(&self, now: DateTime<Utc>, limit: i64) -> Result<i64, StoreError> {
         let asking = sqlx::query_scalar!(
-            "select location from attachment_objects_due where due_at <= now() order by due_at limit $1",
+            "select location from attachment_objects_due where due_at <= $1 order by due_at limit $2",
+            now,
             limit
         )
         .fetch_all(&self.pool);
@@ -136,7 +107,7 @@ impl Store {
                 break;
             }
             let forgetting =
-                sqlx::query!("delete from attachment_objects_due where location = $1 and due_at <= now()", location)
+                sqlx::query!("delete from attachment_objects_due where location = $1 and due_at <= $2", location, now)
                     .execute(&self.pool);
             within_limit(async { Ok(forgetting.await?) }).await?;
             deleted += 1;

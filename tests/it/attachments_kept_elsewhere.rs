@@ -1,13 +1,17 @@
 //! The bytes of sent attachments in a bucket or a folder instead of the database: once by their hash, found wherever they were
 //! put, and gone when nothing refers to them.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
+use chrono::Utc;
 use postrider::{
     config::{AttachmentConfig, KeptIn},
     email::Lane,
-    store::{StoreError, attachments::DeletedAttachments},
+    store::{
+        Store, StoreError,
+        retention::{Periods, steps},
+    },
     wire,
 };
 use sha2::{Digest, Sha256};
@@ -48,6 +52,21 @@ async fn with_bucket(settings: &[(&str, &str)]) -> (Files, Installation) {
     ];
     let post = Installation::start_with(&[&usual, settings].concat()).await;
     (s3, post)
+}
+
+/// What retention does about files that nothing refers to: how many rows went, and how many objects. One at a time may.
+async fn delete_unreferenced(store: &Store) -> (u64, i64) {
+    let day = Duration::from_secs(24 * 3600);
+    let moments = Periods { anonymize_after: 90 * day, audit_retention: 365 * day, life_max: 31 * day }.at(Utc::now());
+    let mut rows = 0;
+    if let Some(mut desk) = store.try_lock_retention().await.expect("the database answers") {
+        for step in steps().iter().filter(|step| step.table == "attachment_blobs") {
+            let batch = store.retain(&mut desk, step, &moments, 10, None).await.expect("the database answers");
+            rows += batch.rows.iter().map(|(_, rows)| rows).sum::<u64>();
+        }
+        desk.leave().await;
+    }
+    (rows, store.delete_due_objects(moments.now, 10).await.expect("the database answers"))
 }
 
 /// Where the rows say that bytes are; nothing: in the database.
@@ -169,7 +188,7 @@ async fn what_nothing_refers_to_goes_and_what_somebody_needs_stays() {
         post.database.wait_for(id(request), "sent").await;
     }
     let store = post.database.store_keeping(in_bucket(&s3));
-    let delete = async || store.delete_unreferenced_attachments(10).await.expect("the database answers");
+    let delete = async || delete_unreferenced(&store).await;
     // As retention forgets a mail.
     let row = post.database.row(id(&forgotten)).await.id;
     sqlx::query("delete from email_attachments where message_id = $1")
@@ -177,13 +196,13 @@ async fn what_nothing_refers_to_goes_and_what_somebody_needs_stays() {
         .execute(&post.database.pool)
         .await
         .expect("deleted");
-    assert_eq!(delete().await, DeletedAttachments::default(), "somebody may be about to need it");
+    assert_eq!(delete().await, (0, 0), "somebody may be about to need it");
     age(&post.database).await;
     s3.set(Mood::Status(503));
-    assert_eq!(delete().await, DeletedAttachments { files: 1, objects: 0 });
+    assert_eq!(delete().await, (1, 0));
     assert_eq!((s3.files().len(), due(&post.database).await), (2, 1), "the row is gone, and its object is owed");
     s3.set(Mood::Well);
-    assert_eq!(delete().await, DeletedAttachments { files: 0, objects: 1 });
+    assert_eq!(delete().await, (0, 1));
     assert_eq!(due(&post.database).await, 0);
     assert!(s3.files().values().eq([&file(1)]), "the other one is referred to");
     // The same bytes come again, and are written again.
@@ -223,10 +242,8 @@ async fn many_who_write_the_same_bytes_while_they_are_deleted_never_lose_them() 
     for _ in 0..40 {
         age(&database).await;
         let keep = async |store: &postrider::store::Store| store.keep_attachment(Lane::Standard, &sha256, &bytes).await;
-        let delete = async |store: &postrider::store::Store| store.delete_unreferenced_attachments(10).await;
-        let (kept, also_kept, deleted, also_deleted) = tokio::join!(keep(&one), keep(&two), delete(&two), delete(&one));
+        let (kept, also_kept, _, _) = tokio::join!(keep(&one), keep(&two), delete_unreferenced(&two), delete_unreferenced(&one));
         kept.and(also_kept).expect("kept");
-        deleted.and(also_deleted).expect("deleted");
         // Whoever was told that they are kept finds them.
         let found = one.attachment(Lane::Standard, &sha256).await.expect("it is there");
         assert_eq!(found, Some(bytes.clone()));
@@ -234,7 +251,7 @@ async fn many_who_write_the_same_bytes_while_they_are_deleted_never_lose_them() 
     }
     age(&database).await;
     until("everything is gone", async || {
-        one.delete_unreferenced_attachments(10).await.expect("deleted");
+        delete_unreferenced(&one).await;
         locations(&database).await.is_empty() && due(&database).await == 0
     })
     .await;

@@ -36,8 +36,14 @@ pub const DECISIONS: &[Decision] = &[
         // Empty again with every reference: the bytes hold the person. See `files`.
         table: "attachment_blobs",
         removed: &[],
-        kept: &["sha256", "size_bytes", "data", "location", "created_at"],
-        ends: Ends::When("a day after it was stored, once no mail refers to it"),
+        kept: &["sha256", "size_bytes", "data", "location", "created_at", "used_at"],
+        ends: Ends::When("a day after it was last needed, once no mail refers to it"),
+    },
+    Decision {
+        table: "attachment_objects_due",
+        removed: &[],
+        kept: &["location", "due_at"],
+        ends: Ends::When("its object is gone"),
     },
     Decision {
         table: "dead_letter_discards",
@@ -116,6 +122,7 @@ pub const DECISIONS: &[Decision] = &[
             "attempts",
             "deferrals",
             "due_at",
+            "postponed_until",
             "held",
             "settlement",
             "token",
