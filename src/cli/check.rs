@@ -186,46 +186,6 @@ fn without_cap(config: &Config, catalogue: &Catalogue) -> Vec<String> {
     idle.collect()
 }
 
-/// How database and templates are, and what is worth a note.
-async fn database(config: &Config) -> (Result<String, String>, Result<String, String>, Vec<String>) {
-    let unknown = || Err("not looked at: the database must be in order first".to_owned());
-    let unseen = |words: String| (Err(words), unknown(), Vec::new());
-    let store = match Store::new(&config.store, config.pipeline.lease) {
-        Ok(store) => store,
-        Err(error) => return unseen(format!("DATABASE_URL: {error}")),
-    };
-    if let Err(error) = store.connect_once().await {
-        return unseen(format!("DATABASE_URL: {error}"));
-    }
-    let missing = match store.migrations_missing().await {
-        Ok(missing) => missing,
-        Err(error) => return unseen(format!("DATABASE_URL: {error}")),
-    };
-    if !missing.is_empty() {
-        return unseen(format!("lacks {}: run `postrider migrate`", missing.join(", ")));
-    }
-    if let Err(error) = store.verify_hash_key().await {
-        return unseen(error.to_string());
-/// Templates that say what happens over a cap where there is none.
-fn without_cap(config: &Config, catalogue: &Catalogue) -> Vec<String> {
-    let limit_of = |kind| match kind {
-        TemplateKind::Marketing => config.pipeline.rate_limit_marketing,
-        TemplateKind::Transactional => config.pipeline.rate_limit_transactional,
-    };
-    let active = catalogue.all_active();
-    let idle = active.iter().filter_map(|template| {
-        let manifest = template.manifest();
-        let over_cap = manifest.over_cap.filter(|_| limit_of(manifest.kind) == RateLimit::Unlimited)?;
-        Some(format!(
-            "template {}: over_cap = \"{}\" never applies, because EMAIL_RATE_LIMIT_{} is unlimited",
-            template.key(),
-            over_cap.name(),
-            manifest.kind.name().to_uppercase()
-        ))
-    });
-    idle.collect()
-}
-
 /// What looking into the database found.
 struct Looked {
     database: Result<String, String>,
