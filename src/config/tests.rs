@@ -306,9 +306,12 @@ fn the_example_file_is_valid_once_it_is_filled_in() {
             Some(rest) if take_examples && !rest.starts_with(' ') => rest.split_once('='),
             Some(_) => None,
         });
-        // What names a file that is not there on this machine.
-        let is_elsewhere =
-            |name: &str| name.ends_with("_FILE") || ["ATTACHMENT_FOLDER", "POSTRIDER_CONFIG"].contains(&name);
+        // What names a file that is not there on this machine, or goes with one.
+        let is_elsewhere = |name: &str| {
+            name.ends_with("_FILE")
+                || name.starts_with("DKIM_")
+                || ["ATTACHMENT_FOLDER", "POSTRIDER_CONFIG"].contains(&name)
+        };
         let lines = lines.filter(|(name, _)| !is_elsewhere(name));
         let environment: Environment =
             lines.map(|(name, value)| (name, if name == "EMAIL_HASH_KEY" { HASH_KEY } else { value })).collect();

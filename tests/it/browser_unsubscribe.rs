@@ -34,7 +34,7 @@ async fn a_person_confirms_and_may_leave_everything() {
     assert_eq!(on_the_list().await, ["marketing"]);
     browser.inspect("unsubscribe-done").await;
     browser.click("button.secondary").await;
-    browser.shows("aucun e-mail promotionnel").await;
+    browser.shows("aucun e‑mail promotionnel").await;
     assert_eq!(on_the_list().await, ["", "marketing"]);
     browser.inspect("unsubscribe-all").await;
 

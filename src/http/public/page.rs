@@ -1,4 +1,6 @@
 //! The pages of unsubscribing, in French: small, without a script, and without anything from elsewhere.
+//!
+//! The hyphen in "e‑mail" is one that no line breaks at.
 
 use std::sync::LazyLock;
 
@@ -68,11 +70,11 @@ pub(super) fn ask(desk: &Desk, category: Option<&str>) -> Markup {
                 p { "Vous recevez de notre part des " strong { (words(category)) } ". Vous pouvez y mettre fin ici, avec effet immédiat." }
                 (button("category", "primary", &format!("Me désabonner des {}", words(category))))
                 p.or { "ou" }
-                (button("all", "secondary", "Ne plus recevoir aucun e-mail promotionnel"))
+                (button("all", "secondary", "Ne plus recevoir aucun e‑mail promotionnel"))
             }
             None => {
-                p { "Vous recevez de notre part des e-mails promotionnels. Vous pouvez y mettre fin ici, avec effet immédiat." }
-                (button("all", "primary", "Ne plus recevoir aucun e-mail promotionnel"))
+                p { "Vous recevez de notre part des e‑mails promotionnels. Vous pouvez y mettre fin ici, avec effet immédiat." }
+                (button("all", "primary", "Ne plus recevoir aucun e‑mail promotionnel"))
             }
         }
         (stays())
@@ -87,12 +89,12 @@ pub(super) fn done(desk: &Desk, category: Option<&str>) -> Markup {
             "Vous ne recevrez plus "
             @match category {
                 Some(category) => { "les " strong { (words(category)) } " de notre part." }
-                None => { strong { "aucun e-mail promotionnel" } " de notre part." }
+                None => { strong { "aucun e‑mail promotionnel" } " de notre part." }
             }
-            " Un e-mail déjà en route peut encore vous parvenir."
+            " Un e‑mail déjà en route peut encore vous parvenir."
         }
         @if category.is_some() {
-            (button("all", "secondary", "Ne plus recevoir aucun e-mail promotionnel"))
+            (button("all", "secondary", "Ne plus recevoir aucun e‑mail promotionnel"))
         }
         (stays())
         @if let Some(contact) = &desk.contact {
@@ -105,7 +107,7 @@ pub(super) fn done(desk: &Desk, category: Option<&str>) -> Markup {
 /// The link is none of ours.
 pub(super) fn no_link(desk: &Desk) -> Markup {
     let content = html! {
-        p { "Il est peut-être incomplet : ouvrez-le de nouveau depuis l’e-mail, sans le recopier." }
+        p { "Il est peut-être incomplet : ouvrez-le de nouveau depuis l’e‑mail, sans le recopier." }
         (contact(desk))
     };
     frame(desk, "Ce lien n’est pas valable", &content)
@@ -114,7 +116,7 @@ pub(super) fn no_link(desk: &Desk) -> Markup {
 /// What was sent says nothing that we know.
 pub(super) fn no_choice(desk: &Desk) -> Markup {
     let content = html! {
-        p { "Rien n’a été changé. Ouvrez de nouveau le lien de l’e-mail et confirmez avec le bouton." }
+        p { "Rien n’a été changé. Ouvrez de nouveau le lien de l’e‑mail et confirmez avec le bouton." }
         (contact(desk))
     };
     frame(desk, "Demande incomplète", &content)
@@ -138,7 +140,7 @@ fn contact(desk: &Desk) -> Markup {
 }
 
 fn stays() -> Markup {
-    html! { p.note { "Les e-mails liés à votre compte (factures, incidents, demandes en cours) continueront de vous parvenir." } }
+    html! { p.note { "Les e‑mails liés à votre compte (factures, incidents, demandes en cours) continueront de vous parvenir." } }
 }
 
 /// A form of one button: it goes to the address that the page has.
@@ -162,6 +164,6 @@ fn words(category: &str) -> String {
         "rma" => "informations sur les retours de matériel".to_owned(),
         "sla" => "rapports de qualité de service".to_owned(),
         "support" => "informations de l’assistance".to_owned(),
-        other => format!("e-mails de la catégorie « {other} »"),
+        other => format!("e‑mails de la catégorie « {other} »"),
     }
 }

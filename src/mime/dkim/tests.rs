@@ -136,23 +136,3 @@ proptest! {
         prop_assert!(signatures(&bytes, [&key()], DateTime::UNIX_EPOCH).is_ok());
     }
 }
-
-#[test]
-fn zz_measure_temporary() {
-    let Ok(pem) = std::fs::read_to_string("/tmp/man-rsa.pem") else { return };
-    let rsa = SigningKey::from_pem("example.bj".to_owned(), "one".to_owned(), &pem).expect("rsa");
-    let ed = key();
-    let mail = format!(
-        "From: a@example.bj\r\nSubject: x\r\n\r\n{}",
-        "some words of a body that has a length, as mails do =\r\n".repeat(400)
-    );
-    for (name, keys) in [("rsa", vec![&rsa]), ("ed25519", vec![&ed]), ("both", vec![&rsa, &ed]), ("none", vec![])] {
-        let begun = std::time::Instant::now();
-        for _ in 0..200 {
-            signatures(mail.as_bytes(), keys.iter().copied(), DateTime::UNIX_EPOCH).expect("signed");
-        }
-        let line = format!("MEASURE {name}: {:?} a mail of {} bytes\n", begun.elapsed() / 200, mail.len());
-        let old = std::fs::read_to_string("/tmp/man-measure.txt").unwrap_or_default();
-        std::fs::write("/tmp/man-measure.txt", old + &line).expect("written");
-    }
-}

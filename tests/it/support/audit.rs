@@ -76,7 +76,7 @@ impl Database {
     /// All mails.
     pub async fn all_rows(&self) -> Vec<Row> {
         sqlx::query_as(
-            "select m.id, m.request_id, m.recipient_email, m.subject, m.status, m.attempts, m.reason, m.error_message,
+            "select m.id, m.request_id, coalesce(m.recipient_email, '') as recipient_email, m.subject, m.status, m.attempts, m.reason, m.error_message,
                 m.settlement, m.held, m.message_id, m.template_version, m.sent_at, r.lane,
                 (select max(t.latency_ms) from email_timeline t where t.message_id = m.id) as latency_ms
              from email_messages m join email_requests r on r.id = m.request_id order by m.created_at, m.ordinal",
