@@ -222,9 +222,12 @@ async fn eventful() -> (Installation, Proxy) {
     post.daemon().wait_until_not_ready("database").await;
     let event = sns.notify(TOPIC, &mail.delivery(9));
     assert_eq!(post.daemon().post_webhook(&event).await, StatusCode::SERVICE_UNAVAILABLE);
-    post.publish(&incident("alone@example.bj")).await;
+    let alone = post.publish(&incident("alone@example.bj")).await;
     until("it is sent", async || post.daemon().metric("email_sent_without_database_total", &[]).await > 0.0).await;
     line.mend().await;
+    // The journal is in the audit.
+    post.database.wait_for(alone, "sent").await;
+    post.daemon_mut().wait_until_ready().await;
     (post, line)
 }
 
