@@ -242,7 +242,8 @@ async fn many_who_write_the_same_bytes_while_they_are_deleted_never_lose_them() 
     for _ in 0..40 {
         age(&database).await;
         let keep = async |store: &postrider::store::Store| store.keep_attachment(Lane::Standard, &sha256, &bytes).await;
-        let (kept, also_kept, _, _) = tokio::join!(keep(&one), keep(&two), delete_unreferenced(&two), delete_unreferenced(&one));
+        let (kept, also_kept, _, _) =
+            tokio::join!(keep(&one), keep(&two), delete_unreferenced(&two), delete_unreferenced(&one));
         kept.and(also_kept).expect("kept");
         // Whoever was told that they are kept finds them.
         let found = one.attachment(Lane::Standard, &sha256).await.expect("it is there");
