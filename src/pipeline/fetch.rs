@@ -234,7 +234,7 @@ impl Pipeline {
                         },
                     }
                 }
-                other => Self::fate_of(message, index, other),
+                other => self.fate_of(message, index, other),
             })
             .collect();
         Ok(message.carried(&fates))
