@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use postrider::{
-    config::{EventsMode, StoreConfig},
+    config::{AttachmentConfig, EventsMode, StoreConfig},
     email::UnsubscribeLinks,
     http,
     metrics::Metrics,
@@ -46,6 +46,7 @@ impl Public {
             fast_connections_max: 1,
             hash_key: SecretString::from(HASH_KEY),
             events: EventsMode::Final,
+            attachments: AttachmentConfig::default(),
         };
         let desk = http::public::unsubscribe::Desk {
             links: Arc::new(UnsubscribeLinks::new(PUBLIC_URL, &config.hash_key)),
