@@ -31,8 +31,14 @@ pub mod compile;
 /// What templates can call.
 mod helpers;
 
-/// Amounts, numbers and dates as French readers write them.
-mod french;
+/// Amounts, numbers and dates as the readers of a language write them.
+mod figures;
+
+/// Which variant a reader gets.
+mod locale;
+
+/// Styles moved from `<style>` to the elements, where every mail program heeds them.
+mod inline;
 
 /// The `each` that counts.
 mod budget;
@@ -50,9 +56,11 @@ pub use catalogue::Catalogue;
 pub use compile::CompiledTemplate;
 pub use folder::{FolderFault, FolderFaults, read_folder};
 pub use lint::lint;
+pub use lint::{Inspection, inspect};
+pub use locale::is_locale;
 pub use manifest::parse_manifest;
 pub use render::{AttachedFile, RenderError, System};
-pub use source::{TemplateSource, is_key};
+pub use source::{TemplateSource, Variant, is_key};
 
 /// The three things a template makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

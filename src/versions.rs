@@ -31,7 +31,7 @@ use crate::{
             change::{Activation, Added, Edit, Expects, Refused, Switched},
         },
     },
-    templates::{CompiledTemplate, TemplateSource, lint},
+    templates::{CompiledTemplate, Inspection, TemplateSource, inspect},
 };
 
 /// People's templates are compiled and tried by this many hands at most: mails go first.
@@ -124,11 +124,11 @@ async fn examine(
     source: TemplateSource,
 ) -> Result<(Option<Arc<CompiledTemplate>>, Vec<Finding>), StoreError> {
     let key = source.key.clone();
-    let (source, faults, template) = by_hand(move || {
+    let (source, Inspection { faults, remarks }, template) = by_hand(move || {
         // Version and tries play no part in what is checked.
         let template = CompiledTemplate::compile(&source, 0, 1).ok().map(Arc::new);
-        let faults = lint(&source);
-        (source, faults, template)
+        let inspection = inspect(&source);
+        (source, inspection, template)
     })
     .await;
     let Some(template) = template.filter(|_| faults.is_empty()) else {
@@ -140,7 +140,8 @@ async fn examine(
         Err(error) => return Ok((Some(template), vec![Finding::not_looked_at(&error)])),
     };
     let compiled = Arc::clone(&template);
-    let findings = by_hand(move || findings::against(&compiled, &source.sample, &shapes)).await;
+    let mut findings = by_hand(move || findings::against(&compiled, &source.sample, &shapes)).await;
+    findings.extend(remarks.into_iter().map(Finding::worth_a_look));
     Ok((Some(template), findings))
 }
 

@@ -21,6 +21,7 @@ units=()
 for package in "$@"; do
   case $package in
     rabbitmq-server | postgresql | postfix) units+=("$package") ;;
+    spamassassin) units+=(spamassassin-maintenance.timer) ;;
   esac
 done
 dpkg -s erlang-base >/dev/null 2>&1 || units+=(epmd.socket epmd.service)

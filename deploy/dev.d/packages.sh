@@ -18,6 +18,7 @@ needs_services() {
   needs python3-cryptography "$system_python" -c 'import cryptography'
   needs python3-dkim "$system_python" -c 'import dkim'
   needs python3-nacl "$system_python" -c 'import nacl'
+  needs spamassassin command -v spamassassin
   needs openssl command -v openssl
   needs curl command -v curl
   needs procps command -v ps

@@ -77,6 +77,9 @@ pub(super) struct Args {
     /// P0 to P3 (default: the template's own in EMAIL_TEMPLATES_DIR).
     #[arg(long)]
     priority: Option<Priority>,
+    /// What the reader understands, for instance en-GB (default: the template's own).
+    #[arg(long, requires = "template")]
+    locale: Option<String>,
     /// The idempotency key (default: a new one).
     #[arg(long, value_name = "UUID")]
     request_id: Option<Uuid>,
@@ -235,6 +238,7 @@ fn from_flags(context: &Session, args: &Args) -> anyhow::Result<wire::EmailReque
         metadata: std::collections::HashMap::new(),
     };
     let mut request = draft.into_wire();
+    request.locale = args.locale.clone().unwrap_or_default();
     for text in &args.attach_ref {
         request.attachments.push(reference(text)?);
     }

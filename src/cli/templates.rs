@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::{Session, suppressions::ByArgs, table};
 use crate::{
     reload,
-    templates::{CompiledTemplate, System, lint, read_folder},
+    templates::{CompiledTemplate, Inspection, System, inspect, read_folder},
 };
 
 #[derive(Debug, Subcommand)]
@@ -53,6 +53,9 @@ pub(super) enum Command {
         /// A JSON file of variables (default: the template's sample).
         #[arg(long, value_name = "FILE")]
         variables: Option<PathBuf>,
+        /// What the reader would ask for, for instance en-GB (default: the template's own).
+        #[arg(long)]
+        locale: Option<String>,
         /// Print one part only.
         #[arg(long, value_enum)]
         part: Option<PartChoice>,
@@ -83,7 +86,9 @@ pub(super) async fn run(context: &Session, command: Command) -> anyhow::Result<E
     match command {
         Command::Sync { folder, activate, by } => sync(context, folder, activate, &by.operator()).await,
         Command::Lint { folder } => lint_folder(context, folder),
-        Command::Render { key, folder, variables, part } => render(context, &key, folder, variables, part),
+        Command::Render { key, folder, variables, locale, part } => {
+            render(context, &key, folder, variables, locale.as_deref(), part)
+        }
         Command::Versions(args) => versions::list(context, args).await,
         Command::Show(args) => versions::show(context, args).await,
         Command::Diff(args) => versions::diff(context, args).await,
@@ -126,18 +131,30 @@ fn lint_folder(context: &Session, folder: Option<PathBuf>) -> anyhow::Result<Exi
     if sources.is_empty() {
         bail!("{} holds no templates (no <key>/manifest.toml)", folder.display());
     }
-    let faults: Vec<(String, String)> = sources
-        .iter()
-        .flat_map(|source| lint(source).into_iter().map(|fault| (source.key.clone(), fault.to_string())))
-        .collect();
+    let (mut faults, mut remarks) = (Vec::new(), Vec::new());
+    for source in &sources {
+        let found = inspect(source);
+        let Inspection { faults: wrong, remarks: odd } = found;
+        faults.extend(wrong.into_iter().map(|fault| (source.key.as_str(), fault.to_string())));
+        remarks.extend(odd.into_iter().map(|remark| (source.key.as_str(), remark.to_string())));
+    }
     if context.is_json {
         let items: Vec<Value> = faults.iter().map(|(key, words)| json!({ "template": key, "fault": words })).collect();
-        Session::print_json(&json!({ "templates": sources.len(), "items": items, "total": items.len() }))?;
-    } else if faults.is_empty() {
-        outln!("{} templates, no faults.", sources.len());
+        let remarks: Vec<Value> =
+            remarks.iter().map(|(key, words)| json!({ "template": key, "remark": words })).collect();
+        let total = items.len();
+        Session::print_json(
+            &json!({ "templates": sources.len(), "items": items, "total": total, "remarks": remarks }),
+        )?;
     } else {
         for (key, words) in &faults {
             outln!("{key}: {words}");
+        }
+        for (key, words) in &remarks {
+            outln!("{key}: remark: {words}");
+        }
+        if faults.is_empty() {
+            outln!("{} templates, no faults.", sources.len());
         }
     }
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -148,6 +165,7 @@ fn render(
     key: &str,
     folder: Option<PathBuf>,
     variables: Option<PathBuf>,
+    locale: Option<&str>,
     part: Option<PartChoice>,
 ) -> anyhow::Result<ExitCode> {
     let folder = folder_or_default(context, folder)?;
@@ -168,7 +186,7 @@ fn render(
         support_email: mail.as_ref().and_then(|m| m.support_email.as_deref()),
         support_phone: mail.as_ref().and_then(|m| m.support_phone.as_deref()),
         timezone: mail.as_ref().map_or(chrono_tz::Africa::PortoNovo, |m| m.timezone),
-        locale: &template.manifest().locale,
+        locale: locale.unwrap_or(&template.manifest().locale),
         unsubscribe_url: template.manifest().example_unsubscribe_url(),
     };
     let mail = template.render(&variables, &system)?;

@@ -12,7 +12,10 @@ mod history;
 /// Trying a template out.
 pub(super) mod trial;
 
-use std::sync::Arc;
+/// Other locales.
+mod variants;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json,
@@ -26,6 +29,7 @@ use utoipa::{IntoParams, IntoResponses, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(super) use self::change::TemplateConflict;
+use self::variants::VariantBody;
 pub use self::{
     change::{saved_json, switch_json},
     history::{difference_json, version_list_json, whole_version_json},
@@ -201,6 +205,10 @@ pub(super) struct Template {
     subject: String,
     html_content: String,
     text_content: String,
+    /// The locale of these parts
+    locale: String,
+    /// The same in other locales
+    variants: BTreeMap<String, VariantBody>,
     /// Variables to show and to check it with
     #[schema(value_type = Object)]
     sample: Map<String, Value>,
@@ -245,6 +253,8 @@ pub(super) async fn show(
         subject: source.subject,
         html_content: source.html,
         text_content: source.text,
+        locale: manifest.locale,
+        variants: variants::written(source.variants),
         sample: source.sample,
         key,
     }))

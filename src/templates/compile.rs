@@ -1,16 +1,22 @@
 //! Sources made ready to render: parsed once for each version, walked, and kept for as long as the version is used.
 //!
-//! Two registries, because what is escaped is a property of a registry: HTML escapes everything, subject and text
-//! nothing. Each sees only its own partials.
+//! Two registries for each locale, because what is escaped is a property of a registry: HTML escapes everything, subject and
+//! text nothing. Each sees only its own partials. The HTML part is there twice where styles were moved: as it is sent, and as
+//! it was written, which is what errors speak of.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::DateTime;
 use handlebars::{Handlebars, Template, TemplateError, html_escape, no_escape};
+use serde_json::{Map, Value};
 
 use super::{
-    LintFault, Part, TemplateSource, helpers,
-    manifest::parse_manifest,
-    source::is_key,
+    AttachedFile, LintFault, Part, System, TemplateSource,
+    figures::Style,
+    helpers, inline,
+    locale::{self, is_locale},
+    manifest::{RESERVED, parse_manifest},
+    source::{Words, is_key},
     syntax,
     walk::{Usage, partials_of, walk},
 };
@@ -20,6 +26,8 @@ use crate::email::Manifest;
 const PARTIALS_MAX: usize = 100;
 /// Most bytes of one part and its partials together.
 const PART_SOURCE_BYTES_MAX: usize = 1024 * 1024;
+/// Most locales of one template besides its own.
+const VARIANTS_MAX: usize = 20;
 
 /// One version of a template, ready to render. Shared by `Arc`; rendering clones nothing of it.
 pub struct CompiledTemplate {
@@ -27,11 +35,29 @@ pub struct CompiledTemplate {
     version: i32,
     checksum: [u8; 32],
     manifest: Manifest,
+    own: Wording,
+    variants: Vec<Wording>,
+}
+
+/// A template in one locale.
+pub(super) struct Wording {
+    pub(super) locale: String,
+    is_own: bool,
+    /// Partials that are not of this locale but the same as in the template's own.
+    shared: BTreeSet<(Part, String)>,
+    pub(super) style: Style,
     subject: CompiledPart,
-    html: CompiledPart,
     text: CompiledPart,
-    escaping: Handlebars<'static>,
     plain: Handlebars<'static>,
+    html: Document,
+    moved: Option<Document>,
+    /// Why styles were not moved.
+    pub(super) not_moved: Option<LintFault>,
+}
+
+struct Document {
+    part: CompiledPart,
+    registry: Handlebars<'static>,
 }
 
 pub(super) struct CompiledPart {
@@ -57,38 +83,38 @@ impl CompiledTemplate {
             faults.insert(LintFault::new("manifest.toml", None, words));
         }
         let manifest = parse_manifest(&source.manifest_toml, tries_default).map_err(|found| faults.extend(found)).ok();
-        let parsed = Part::ALL.map(|part| parse(source, part, &mut faults));
-        let (Some(manifest), [Some(subject), Some(html), Some(text)]) = (manifest, parsed) else {
-            return Err(faults.into_iter().collect());
-        };
-        let declared: BTreeSet<&str> = manifest.required.iter().chain(&manifest.optional).map(String::as_str).collect();
-        let usages = [(Part::Subject, &subject), (Part::Html, &html), (Part::Text, &text)].map(|(part, parsed)| {
-            let partials = parsed.partials.iter().map(|(name, template)| (name.as_str(), template)).collect();
-            walk(part, &parsed.template, &partials, &declared).map_err(|found| faults.extend(found)).ok()
-        });
-        let [Some(subject_usage), Some(html_usage), Some(text_usage)] = usages else {
-            return Err(faults.into_iter().collect());
-        };
-        for name in &declared {
-            if ![&subject_usage, &html_usage, &text_usage].iter().any(|usage| usage.variables.contains(*name)) {
+        let own_locale = manifest.as_ref().map(|manifest| manifest.locale.clone()).unwrap_or_default();
+        check_locales(source, &own_locale, &mut faults);
+        let words: Vec<(&str, Words<'_>)> = [(own_locale.as_str(), source.words())]
+            .into_iter()
+            .chain(source.variants.iter().map(|(locale, variant)| (locale.as_str(), variant.words())))
+            .collect();
+        let names = |manifest: &Manifest| manifest.required.iter().chain(&manifest.optional).cloned().collect();
+        let names: Option<BTreeSet<String>> = manifest.as_ref().map(names);
+        let declared: Option<BTreeSet<&str>> = names.as_ref().map(|names| names.iter().map(String::as_str).collect());
+        let mut wordings = Vec::with_capacity(words.len());
+        for (at, (locale, words)) in words.iter().enumerate() {
+            let shared = if at == 0 { BTreeSet::new() } else { same_partials(words, &source.words()) };
+            match Wording::compile(locale, at == 0, words, shared, declared.as_ref()) {
+                Ok(wording) => wordings.extend(wording),
+                Err(found) => faults.extend(found),
+            }
+        }
+        let Some(manifest) = manifest.filter(|_| faults.is_empty()) else { return Err(faults.into_iter().collect()) };
+        for name in manifest.required.iter().chain(&manifest.optional) {
+            if !wordings.iter().any(|wording| wording.uses(name)) {
                 let words = format!("variable \"{name}\" is declared, but no part uses it");
                 faults.insert(LintFault::new("manifest.toml", None, words));
             }
         }
-        if !faults.is_empty() {
+        if !faults.is_empty() || wordings.is_empty() {
             return Err(faults.into_iter().collect());
         }
-        Ok(Self {
-            key: source.key.clone(),
-            version,
-            checksum: source.checksum(),
-            escaping: registry(html_escape, html.partials),
-            plain: registry(no_escape, text.partials),
-            subject: CompiledPart { template: subject.template, usage: subject_usage },
-            html: CompiledPart { template: html.template, usage: html_usage },
-            text: CompiledPart { template: text.template, usage: text_usage },
-            manifest,
-        })
+        let own = wordings.remove(0);
+        let checksum = source.checksum();
+        let mut template = Self { key: source.key.clone(), version, checksum, own, variants: wordings, manifest };
+        template.move_styles(&words, &source.sample);
+        Ok(template)
     }
 
     /// The template's name.
@@ -115,13 +141,183 @@ impl CompiledTemplate {
         &self.manifest
     }
 
+    /// The locales that it is written in, its own first.
+    pub fn locales(&self) -> impl Iterator<Item = &str> {
+        self.wordings().map(|wording| wording.locale.as_str())
+    }
+
+    pub(super) fn wordings(&self) -> impl Iterator<Item = &Wording> + Clone {
+        [&self.own].into_iter().chain(&self.variants)
+    }
+
+    /// The words for a reader who asked for this locale: the closest there are, else the template's own.
+    pub(super) fn wording(&self, asked: &str) -> &Wording {
+        let best = locale::best(asked, &self.wordings().map(|wording| wording.locale.as_str()));
+        self.wordings().find(|wording| best == Some(wording.locale.as_str())).unwrap_or(&self.own)
+    }
+
+    /// Sends the HTML part with its styles moved to the elements, where that is proved to be the same.
+    fn move_styles(&mut self, words: &[(&str, Words<'_>)], sample: &Map<String, Value>) {
+        let declared: BTreeSet<&str> =
+            self.manifest.required.iter().chain(&self.manifest.optional).map(String::as_str).collect();
+        let moved: Vec<Result<Option<Document>, LintFault>> = self
+            .wordings()
+            .zip(words)
+            .map(|(wording, (_, words))| {
+                let Some(inlined) = inline::inline(words)? else { return Ok(None) };
+                let not = |why: &str| LintFault::new(Part::Html.file_name(), None, why);
+                let parsed = parse(Part::Html, &inlined.html, &inlined.partials, &mut BTreeSet::new());
+                let parsed = parsed.ok_or_else(|| not("with its styles moved it would be too large"))?;
+                let usage = parsed.usage(Part::Html, &declared);
+                let usage = usage.map_err(|_| not("with its styles moved it would be too large"))?;
+                let document = Document {
+                    registry: registry(html_escape, wording.style, parsed.partials),
+                    part: CompiledPart { template: parsed.template, usage },
+                };
+                self.prove(wording, &document, sample).map_err(not)?;
+                Ok(Some(document))
+            })
+            .collect();
+        for (wording, moved) in [&mut self.own].into_iter().chain(&mut self.variants).zip(moved) {
+            match moved {
+                Ok(document) => wording.moved = document,
+                Err(fault) => {
+                    let words =
+                        format!("styles stay in <style>, where some mail programs ignore them: {}", fault.words);
+                    wording.not_moved = Some(wording.named(LintFault { words, ..fault }));
+                }
+            }
+        }
+    }
+
+    /// That the sample looks the same with the styles moved before it is rendered and afterwards.
+    fn prove(&self, wording: &Wording, moved: &Document, sample: &Map<String, Value>) -> Result<(), &'static str> {
+        let system = System {
+            request_date: DateTime::UNIX_EPOCH,
+            attachments: &[AttachedFile { file_name: "a.pdf", content_type: "application/pdf" }],
+            support_email: Some("support@example.com"),
+            support_phone: Some("+229 01 00 00 00 00"),
+            timezone: chrono_tz::Africa::PortoNovo,
+            locale: &wording.locale,
+            unsubscribe_url: self.manifest().example_unsubscribe_url(),
+        };
+        let no_render = |_| "its sample does not render";
+        let (mut context, largest) = self.context(sample, wording, &system).map_err(no_render)?;
+        context.data_mut()[RESERVED]["subject"] = Value::from("x");
+        let render = |document: &Document| {
+            wording
+                .render_with(Part::Html, &document.part, &document.registry, &context, largest, system.timezone)
+                .map_err(no_render)
+        };
+        match inline::same(&render(&wording.html)?, &render(moved)?) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("its sample would look different"),
+            Err(_) => Err("its CSS cannot be read"),
+        }
+    }
+}
+
+/// That every locale is one, is there once, and is not the template's own.
+fn check_locales(source: &TemplateSource, own: &str, faults: &mut BTreeSet<LintFault>) {
+    let mut seen = vec![own.to_ascii_lowercase()];
+    for locale in source.variants.keys() {
+        let file = locale::file_in(Part::Html.file_name(), locale);
+        if !is_locale(locale) {
+            let words = "what stands before .hbs is no locale: use a BCP 47 tag, for instance en or fr-BJ";
+            faults.insert(LintFault::new(file, None, words));
+        } else if seen.contains(&locale.to_ascii_lowercase()) {
+            let words = format!("there are two variants for {locale}; that of manifest.toml is html.hbs itself");
+            faults.insert(LintFault::new(file, None, words));
+        }
+        seen.push(locale.to_ascii_lowercase());
+    }
+    if source.variants.len() > VARIANTS_MAX {
+        let words = format!("there are {} variants; at most {VARIANTS_MAX} are allowed", source.variants.len());
+        faults.insert(LintFault::new("manifest.toml", None, words));
+    }
+}
+
+fn same_partials(words: &Words<'_>, own: &Words<'_>) -> BTreeSet<(Part, String)> {
+    let of = |part| {
+        let same = words.partials(part).iter().filter(move |(name, text)| own.partials(part).get(*name) == Some(*text));
+        same.map(move |(name, _)| (part, name.clone()))
+    };
+    [Part::Html, Part::Text].into_iter().flat_map(of).collect()
+}
+
+impl Wording {
+    /// Nothing, where it could not be walked for want of a manifest.
+    fn compile(
+        locale: &str,
+        is_own: bool,
+        words: &Words<'_>,
+        shared: BTreeSet<(Part, String)>,
+        declared: Option<&BTreeSet<&str>>,
+    ) -> Result<Option<Self>, BTreeSet<LintFault>> {
+        let mut faults = BTreeSet::new();
+        let name = |faults: BTreeSet<LintFault>| -> BTreeSet<LintFault> {
+            faults.into_iter().map(|fault| named(fault, locale, is_own, &shared)).collect()
+        };
+        let parsed = Part::ALL.map(|part| parse(part, words.part(part), words.partials(part), &mut faults));
+        let [Some(subject), Some(html), Some(text)] = parsed else { return Err(name(faults)) };
+        let Some(declared) = declared else { return Ok(None) };
+        let usages = [(Part::Subject, &subject), (Part::Html, &html), (Part::Text, &text)]
+            .map(|(part, parsed)| parsed.usage(part, declared).map_err(|found| faults.extend(found)).ok());
+        let [Some(subject_usage), Some(html_usage), Some(text_usage)] = usages else { return Err(name(faults)) };
+        let style = Style::of(locale);
+        Ok(Some(Self {
+            locale: locale.to_owned(),
+            is_own,
+            style,
+            plain: registry(no_escape, style, text.partials),
+            subject: CompiledPart { template: subject.template, usage: subject_usage },
+            text: CompiledPart { template: text.template, usage: text_usage },
+            html: Document {
+                registry: registry(html_escape, style, html.partials),
+                part: CompiledPart { template: html.template, usage: html_usage },
+            },
+            moved: None,
+            not_moved: None,
+            shared,
+        }))
+    }
+
+    fn uses(&self, variable: &str) -> bool {
+        [&self.subject, &self.html.part, &self.text].iter().any(|part| part.usage.variables.contains(variable))
+    }
+
+    /// A fault under the name of this locale's file.
+    pub(super) fn named(&self, fault: LintFault) -> LintFault {
+        named(fault, &self.locale, self.is_own, &self.shared)
+    }
+
+    /// A part's file, or a partial's, in this locale.
+    pub(super) fn file(&self, base: &str) -> String {
+        file_of(base, &self.locale, self.is_own, &self.shared)
+    }
+
+    /// The part as it is written.
     pub(super) const fn part(&self, part: Part) -> (&CompiledPart, &Handlebars<'static>) {
         match part {
             Part::Subject => (&self.subject, &self.plain),
-            Part::Html => (&self.html, &self.escaping),
+            Part::Html => (&self.html.part, &self.html.registry),
             Part::Text => (&self.text, &self.plain),
         }
     }
+
+    /// The HTML part with its styles moved, if they were.
+    pub(super) fn moved(&self) -> Option<(&CompiledPart, &Handlebars<'static>)> {
+        self.moved.as_ref().map(|document| (&document.part, &document.registry))
+    }
+}
+
+fn named(fault: LintFault, locale: &str, is_own: bool, shared: &BTreeSet<(Part, String)>) -> LintFault {
+    LintFault { part: file_of(&fault.part, locale, is_own, shared), ..fault }
+}
+
+fn file_of(base: &str, locale: &str, is_own: bool, shared: &BTreeSet<(Part, String)>) -> String {
+    let is_shared = || shared.iter().any(|(part, name)| part.partial_file_name(name) == base);
+    if is_own || is_shared() { base.to_owned() } else { locale::file_in(base, locale) }
 }
 
 /// One part and the partials that it may include, parsed.
@@ -130,20 +326,31 @@ struct Parsed {
     partials: BTreeMap<String, Template>,
 }
 
-fn parse(source: &TemplateSource, part: Part, faults: &mut BTreeSet<LintFault>) -> Option<Parsed> {
-    let sources = source.partials(part);
+impl Parsed {
+    fn usage(&self, part: Part, declared: &BTreeSet<&str>) -> Result<Usage, BTreeSet<LintFault>> {
+        let partials = self.partials.iter().map(|(name, template)| (name.as_str(), template)).collect();
+        walk(part, &self.template, &partials, declared)
+    }
+}
+
+fn parse(
+    part: Part,
+    text: &str,
+    sources: &BTreeMap<String, String>,
+    faults: &mut BTreeSet<LintFault>,
+) -> Option<Parsed> {
     if sources.len() > PARTIALS_MAX {
         faults.insert(LintFault::new(part.file_name(), None, format!("it has more than {PARTIALS_MAX} partials")));
         return None;
     }
-    let bytes: usize = sources.values().map(String::len).sum::<usize>() + source.part(part).len();
+    let bytes: usize = sources.values().map(String::len).sum::<usize>() + text.len();
     if bytes > PART_SOURCE_BYTES_MAX {
         let words = format!("with its partials it has {bytes} bytes; at most {PART_SOURCE_BYTES_MAX} are allowed");
         faults.insert(LintFault::new(part.file_name(), None, words));
         return None;
     }
     let before = faults.len();
-    let mut template = parse_file(part.file_name(), source.part(part), faults);
+    let mut template = parse_file(part.file_name(), text, faults);
     // A name that no partial can have: the engine refuses a partial of the name that is being rendered.
     if let Some(template) = &mut template {
         template.name = Some(part.file_name().to_owned());
@@ -184,11 +391,11 @@ pub(super) fn partials_named(text: &str) -> Option<BTreeSet<String>> {
     Some(names)
 }
 
-fn registry(escape: fn(&str) -> String, partials: BTreeMap<String, Template>) -> Handlebars<'static> {
+fn registry(escape: fn(&str) -> String, style: Style, partials: BTreeMap<String, Template>) -> Handlebars<'static> {
     let mut registry = Handlebars::new();
     registry.set_strict_mode(true);
     registry.register_escape_fn(escape);
-    helpers::register(&mut registry);
+    helpers::register(&mut registry, style);
     for (name, template) in partials {
         registry.register_template(&name, template);
     }

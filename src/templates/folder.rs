@@ -1,5 +1,8 @@
 //! A folder of templates on disk: `<key>/` with its files, and `_shared/` with the partials of all.
 //!
+//! Parts and partials may have variants for other locales: `html.en.hbs`, `_shared/html/layout.en.hbs`. A variant of a template
+//! is made of its own parts and, of each partial, the closest: `layout.en-GB.hbs`, else `layout.en.hbs`, else `layout.hbs`.
+//!
 //! Invariant: a file that means nothing is a fault. A misspelt `htlm.hbs` must not go unnoticed.
 
 use std::{
@@ -8,7 +11,14 @@ use std::{
     path::Path,
 };
 
-use super::{Part, TemplateSource, compile::partials_named, source::is_key, syntax::SOURCE_BYTES_MAX};
+use super::{
+    Part, TemplateSource, Variant,
+    compile::partials_named,
+    locale::{file_in, from_general, is_locale},
+    parse_manifest,
+    source::is_key,
+    syntax::SOURCE_BYTES_MAX,
+};
 
 /// Where shared partials lie.
 const SHARED: &str = "_shared";
@@ -55,6 +65,25 @@ pub fn read_folder(folder: &Path) -> Result<Vec<TemplateSource>, FolderFaults> {
     if reader.faults.is_empty() { Ok(sources) } else { Err(FolderFaults(reader.faults)) }
 }
 
+/// Partials of one kind.
+#[derive(Default)]
+struct Shared {
+    plain: BTreeMap<String, String>,
+    /// By locale.
+    variants: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Shared {
+    /// Each as a locale has it.
+    fn in_locale(&self, locale: &str) -> BTreeMap<String, String> {
+        let mut all = self.plain.clone();
+        for locale in from_general(locale) {
+            all.extend(self.variants.get(locale).cloned().unwrap_or_default());
+        }
+        all
+    }
+}
+
 struct Reader<'a> {
     folder: &'a Path,
     faults: Vec<FolderFault>,
@@ -88,58 +117,113 @@ impl Reader<'_> {
         }
     }
 
-    fn shared(&mut self, kind: &str) -> BTreeMap<String, String> {
+    fn shared(&mut self, kind: &str) -> Shared {
         let path = format!("{SHARED}/{kind}");
-        let mut partials = BTreeMap::new();
+        let mut shared = Shared::default();
         if !self.folder.join(&path).is_dir() {
-            return partials;
+            return shared;
         }
         for (name, is_folder) in self.entries(&path) {
             let file = format!("{path}/{name}");
-            match name.strip_suffix(".hbs").filter(|stem| !is_folder && is_key(stem)) {
-                Some(stem) => {
-                    if let Some(text) = self.text(&file) {
-                        partials.insert(stem.to_owned(), text);
-                    }
-                }
-                None => self.fault(file, "no partial: use <name>.hbs, with lower-case letters, digits and _"),
-            }
+            let stem = name.strip_suffix(".hbs").filter(|_| !is_folder);
+            let (stem, locale) = match stem.and_then(|stem| stem.split_once('.')) {
+                Some((stem, locale)) => (Some(stem), Some(locale)),
+                None => (stem, None),
+            };
+            let Some(stem) = stem.filter(|stem| is_key(stem) && locale.is_none_or(is_locale)) else {
+                let words =
+                    "no partial: use <name>.hbs or <name>.<locale>.hbs, names with lower-case letters, digits and _";
+                self.fault(file, words);
+                continue;
+            };
+            let Some(text) = self.text(&file) else { continue };
+            let partials = match locale {
+                Some(locale) => shared.variants.entry(locale.to_owned()).or_default(),
+                None => &mut shared.plain,
+            };
+            partials.insert(stem.to_owned(), text);
         }
-        partials
+        shared
     }
 
-    fn template(
-        &mut self,
-        key: &str,
-        shared_html: &BTreeMap<String, String>,
-        shared_text: &BTreeMap<String, String>,
-    ) -> Option<TemplateSource> {
+    fn template(&mut self, key: &str, shared_html: &Shared, shared_text: &Shared) -> Option<TemplateSource> {
         let known = ["manifest.toml", "sample.json"].into_iter().chain(Part::ALL.map(Part::file_name));
         let known: BTreeSet<&str> = known.collect();
+        let mut locales = BTreeSet::new();
         for (name, _) in self.entries(key) {
-            if !known.contains(name.as_str()) {
-                let known = known.iter().copied().collect::<Vec<_>>().join(", ");
-                self.fault(format!("{key}/{name}"), format!("not a file of a template ({known})"));
+            if known.contains(name.as_str()) {
+                continue;
+            }
+            let locale = Part::ALL.into_iter().find_map(|part| {
+                let (stem, end) = part.file_name().split_once('.')?;
+                name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(end)?.strip_suffix('.')
+            });
+            match locale.filter(|locale| is_locale(locale)) {
+                Some(locale) => drop(locales.insert(locale.to_owned())),
+                None => {
+                    let known = known.iter().copied().collect::<Vec<_>>().join(", ");
+                    let words = format!("not a file of a template ({known}; in another locale: html.en.hbs)");
+                    self.fault(format!("{key}/{name}"), words);
+                }
             }
         }
         let manifest_toml = self.text(&format!("{key}/manifest.toml"));
-        let [subject, html, text] = Part::ALL.map(|part| self.text(&format!("{key}/{part}")));
+        // A manifest that cannot be read is told of later.
+        let own =
+            manifest_toml.as_deref().and_then(|toml| parse_manifest(toml, 1).ok()).map(|manifest| manifest.locale);
+        let words = self.variant(key, None, own.as_deref(), shared_html, shared_text);
+        let mut variants = BTreeMap::new();
+        for locale in locales {
+            if let Some(variant) = self.variant(key, Some(&locale), Some(&locale), shared_html, shared_text) {
+                variants.insert(locale, variant);
+            }
+        }
         let sample_file = format!("{key}/sample.json");
         let sample = self.text(&sample_file).and_then(|sample| {
             serde_json::from_str(&sample)
                 .map_err(|error| self.fault(sample_file, format!("not an object of variables ({error})")))
                 .ok()
         });
-        let (html, text) = (html?, text?);
+        let Variant { subject, html, text, partials_html, partials_text } = words?;
         Some(TemplateSource {
             key: key.to_owned(),
             manifest_toml: manifest_toml?,
-            subject: subject?,
-            partials_html: reachable(&html, shared_html),
-            partials_text: reachable(&text, shared_text),
+            subject,
             html,
             text,
+            partials_html,
+            partials_text,
+            variants,
             sample: sample?,
+        })
+    }
+
+    /// A template's parts, with partials as `partials` has them.
+    fn variant(
+        &mut self,
+        key: &str,
+        locale: Option<&str>,
+        partials: Option<&str>,
+        shared_html: &Shared,
+        shared_text: &Shared,
+    ) -> Option<Variant> {
+        let [subject, html, text] = Part::ALL.map(|part| {
+            let name = locale.map_or_else(|| part.file_name().to_owned(), |locale| file_in(part.file_name(), locale));
+            let file = format!("{key}/{name}");
+            if locale.is_some() && !self.folder.join(&file).exists() {
+                self.fault(file, "missing: a mail is in one language, so a locale has all three parts");
+                return None;
+            }
+            self.text(&file)
+        });
+        let (html, text) = (html?, text?);
+        let of = |shared: &Shared| partials.map_or_else(|| shared.plain.clone(), |locale| shared.in_locale(locale));
+        Some(Variant {
+            subject: subject?,
+            partials_html: reachable(&html, &of(shared_html)),
+            partials_text: reachable(&text, &of(shared_text)),
+            html,
+            text,
         })
     }
 
@@ -224,18 +308,21 @@ mod tests {
         files.extend([
             ("readme.txt", ""),
             ("B c/html.hbs", ""),
-            ("b/html.fr.hbs", ""),
+            ("b/html.fr_BJ.hbs", ""),
+            ("b/subject.en.hbs", ""),
             ("_shared/html/x.txt", ""),
             (".git/x", ""),
         ]);
         let faults = read_folder(folder(&files).path()).expect_err("faults").to_string();
         for want in [
-            "a/sujbect.hbs: not a file of a template (html.hbs, manifest.toml, sample.json, subject.hbs, text.hbs)",
+            "a/sujbect.hbs: not a file of a template (html.hbs, manifest.toml, sample.json, subject.hbs, text.hbs; ",
             "a/subject.hbs: cannot be read",
             "a/sample.json: not an object of variables",
             "readme.txt: a file that belongs to no template",
             "B c: a template's folder has lower-case",
-            "b/html.fr.hbs: not a file",
+            "b/html.fr_BJ.hbs: not a file",
+            "b/html.en.hbs: missing: a mail is in one language",
+            "b/text.en.hbs: missing",
             "b/manifest.toml: cannot be read",
             "_shared/html/x.txt: no partial",
         ] {
@@ -248,5 +335,27 @@ mod tests {
                 .to_string()
                 .contains("/nowhere/at/all: cannot be read")
         );
+    }
+
+    #[test]
+    fn a_variant_has_its_own_partials_and_shares_the_others() {
+        let mut files = WHOLE.to_vec();
+        files.extend([
+            ("a/subject.en-GB.hbs", "s"),
+            ("a/html.en-GB.hbs", "{{#> layout}}{{> one}}{{/layout}}"),
+            ("a/text.en-GB.hbs", "t"),
+            ("_shared/html/layout.en.hbs", "{{> two}}{{> only}}"),
+            ("_shared/html/two.en-GB.hbs", "two"),
+            ("_shared/html/two.en.hbs", "not so close"),
+            ("_shared/html/one.pt.hbs", "um"),
+            ("_shared/html/only.en.hbs", "in English"),
+        ]);
+        let sources = read_folder(folder(&files).path()).expect("it reads");
+        assert_eq!(sources[0].partials_html.keys().collect::<Vec<_>>(), ["layout", "one", "two"]);
+        let variant = &sources[0].variants["en-GB"];
+        let partials: Vec<_> =
+            variant.partials_html.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        let want = [("layout", "{{> two}}{{> only}}"), ("one", "1"), ("only", "in English"), ("two", "two")];
+        assert_eq!(partials, want);
     }
 }

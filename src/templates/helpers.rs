@@ -8,7 +8,7 @@ use handlebars::{Context, Handlebars, Helper, HelperDef, RenderContext, RenderEr
 use serde_json::Value;
 use url::Url;
 
-use super::french;
+use super::figures::{self, Style};
 
 /// One helper, as templates may call it.
 pub(super) struct HelperSpec {
@@ -54,6 +54,7 @@ const HELPERS: &[HelperSpec] = &[
     inline("url", 1, 2),
     inline("lines", 1, 1),
     inline("plural", 3, 3),
+    inline("month_name", 1, 1),
 ];
 
 /// The helper of this name.
@@ -80,37 +81,38 @@ impl From<Stop> for RenderError {
     }
 }
 
-/// Registers what does not depend on the mail that is rendered.
-pub(super) fn register(registry: &mut Handlebars<'static>) {
+/// Registers what does not depend on the mail that is rendered. Figures are written in this style.
+pub(super) fn register(registry: &mut Handlebars<'static>, style: Style) {
     registry.unregister_helper("log");
     registry.unregister_helper("raw");
-    let mut add = |name, function: fn(&Arguments<'_, '_>) -> Result<Value, Stop>| {
-        registry.register_helper(name, Box::new(Function(function)));
+    let mut add = |name, function: fn(&Arguments<'_, '_>, Style) -> Result<Value, Stop>| {
+        registry.register_helper(name, Box::new(Function { style, function }));
     };
-    add("money", |arguments| Ok(french::money(arguments.get(0)?).into()));
-    add("number", |arguments| Ok(french::number(arguments.get(0)?).into()));
-    add("percent", |arguments| Ok(french::percent(arguments.get(0)?).into()));
-    add("percent_of", |arguments| Ok(french::percent_of(arguments.get(0)?, arguments.get(1)?).into()));
-    add("lines", |arguments| Ok(french::lines(arguments.get(0)?).into()));
-    add("default", |arguments| {
+    add("money", |arguments, style| Ok(figures::money(arguments.get(0)?, style).into()));
+    add("number", |arguments, style| Ok(figures::number(arguments.get(0)?, style).into()));
+    add("percent", |arguments, style| Ok(figures::percent(arguments.get(0)?, style).into()));
+    add("month_name", |arguments, style| Ok(figures::month_name(arguments.get(0)?, style).into()));
+    add("percent_of", |arguments, _| Ok(figures::percent_of(arguments.get(0)?, arguments.get(1)?).into()));
+    add("lines", |arguments, _| Ok(figures::lines(arguments.get(0)?).into()));
+    add("default", |arguments, _| {
         let first = arguments.get(0)?;
         let absent = first.is_null() || first.as_str().is_some_and(str::is_empty);
         Ok(if absent { arguments.get(1)?.clone() } else { first.clone() })
     });
-    add("plural", |arguments| {
-        let (one, many) = (french::text(arguments.get(1)?), french::text(arguments.get(2)?));
-        Ok(french::plural(arguments.get(0)?, &one, &many).into())
+    add("plural", |arguments, style| {
+        let (one, many) = (figures::text(arguments.get(1)?), figures::text(arguments.get(2)?));
+        Ok(figures::plural(arguments.get(0)?, &one, &many, style).into())
     });
-    add("url", |arguments| {
-        let path = arguments.get(1).ok().map(french::text);
-        url(&french::text(arguments.get(0)?), path.as_deref()).map(Value::from)
+    add("url", |arguments, _| {
+        let path = arguments.get(1).ok().map(figures::text);
+        url(&figures::text(arguments.get(0)?), path.as_deref()).map(Value::from)
     });
 }
 
 /// Registers what depends on the mail: dates are shown in the configured zone.
-pub(super) fn register_dates(context: &mut RenderContext<'_, '_>, zone: Tz) {
-    context.register_local_helper("date", Box::new(Dates { zone, format: french::date }));
-    context.register_local_helper("datetime", Box::new(Dates { zone, format: french::datetime }));
+pub(super) fn register_dates(context: &mut RenderContext<'_, '_>, style: Style, zone: Tz) {
+    context.register_local_helper("date", Box::new(Dates { style, zone, format: figures::date }));
+    context.register_local_helper("datetime", Box::new(Dates { style, zone, format: figures::datetime }));
 }
 
 /// A web address, with `path` appended by exactly one slash. Anything but http and https is refused.
@@ -146,7 +148,10 @@ impl Arguments<'_, '_> {
     }
 }
 
-struct Function(fn(&Arguments<'_, '_>) -> Result<Value, Stop>);
+struct Function {
+    style: Style,
+    function: fn(&Arguments<'_, '_>, Style) -> Result<Value, Stop>,
+}
 
 impl HelperDef for Function {
     fn call_inner<'reg: 'rc, 'rc>(
@@ -156,13 +161,14 @@ impl HelperDef for Function {
         _: &'rc Context,
         _: &mut RenderContext<'reg, 'rc>,
     ) -> Result<ScopedJson<'rc>, RenderError> {
-        Ok(ScopedJson::Derived((self.0)(&Arguments(helper))?))
+        Ok(ScopedJson::Derived((self.function)(&Arguments(helper), self.style)?))
     }
 }
 
 struct Dates {
+    style: Style,
     zone: Tz,
-    format: fn(&Value, Tz) -> String,
+    format: fn(&Value, Style, Tz) -> String,
 }
 
 impl HelperDef for Dates {
@@ -173,7 +179,7 @@ impl HelperDef for Dates {
         _: &'rc Context,
         _: &mut RenderContext<'reg, 'rc>,
     ) -> Result<ScopedJson<'rc>, RenderError> {
-        Ok(ScopedJson::Derived((self.format)(Arguments(helper).get(0)?, self.zone).into()))
+        Ok(ScopedJson::Derived((self.format)(Arguments(helper).get(0)?, self.style, self.zone).into()))
     }
 }
 
@@ -210,7 +216,7 @@ mod tests {
     #[test]
     fn the_table_and_the_registry_agree() {
         let mut registry = Handlebars::new();
-        register(&mut registry);
+        register(&mut registry, Style::French);
         let per_mail = ["each", "date", "datetime"];
         for helper in HELPERS.iter().filter(|helper| !per_mail.contains(&helper.name)) {
             let source = format!("{{{{#if ({} {})}}}}{{{{/if}}}}", helper.name, "1 ".repeat(helper.least));

@@ -1,34 +1,69 @@
 //! What is refused at save time: everything that compiling finds, and what only shows in a rendered mail.
 //!
-//! The sample is rendered three ways: with everything, with nothing that is optional, and once for each variable with
-//! an address in it that no link may lead to. Invariant: a template that passed has shown that it renders.
+//! In every locale, the sample is rendered three ways: with everything, with nothing that is optional, and once for each
+//! variable with an address in it that no link may lead to. Invariant: a template that passed has shown that it renders.
 
 use chrono::DateTime;
 use serde_json::{Map, Value};
 
-use super::{AttachedFile, CompiledTemplate, LintFault, Part, RenderError, System, TemplateSource, manifest::RESERVED};
+use super::{
+    AttachedFile, CompiledTemplate, LintFault, Part, RenderError, System, TemplateSource, compile::Wording,
+    manifest::RESERVED,
+};
 use crate::email::{RenderedEmail, attachment::FileType};
 
-/// Gmail cuts a message at 102 kB.
-const HTML_BYTES_MAX: usize = 100_000;
+/// Gmail shows 102 kB of a message's HTML, and a link to the rest.
+const HTML_BYTES_MAX: usize = 102_000;
+/// From here on it is told: a longer name, or a longer list, and it is too much.
+const HTML_BYTES_WARN: usize = 80_000;
 /// An address that must not become a link.
 const HOSTILE: &str = "javascript:postrider";
 /// Where faults of the sample are said to be.
 const SAMPLE: &str = "sample.json";
 
+/// What there is to say about a source.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// What is wrong with it. None: it can be saved and activated.
+    pub faults: Vec<LintFault>,
+    /// What is worth a look.
+    pub remarks: Vec<LintFault>,
+}
+
 /// Everything that is wrong with a source. An empty list: it can be saved and activated.
 #[must_use]
 pub fn lint(source: &TemplateSource) -> Vec<LintFault> {
+    inspect(source).faults
+}
+
+/// The same, with what is merely worth a look.
+#[must_use]
+pub fn inspect(source: &TemplateSource) -> Inspection {
     // Version and tries play no part in what is checked.
     let template = match CompiledTemplate::compile(source, 0, 1) {
         Ok(template) => template,
-        Err(faults) => return faults,
+        Err(faults) => return Inspection { faults, remarks: Vec::new() },
     };
-    let mut faults = Vec::new();
-    check_sample(&template, &source.sample, &mut faults);
-    if !faults.is_empty() {
-        return faults;
+    let mut found = Inspection::default();
+    check_sample(&template, &source.sample, &mut found.faults);
+    if !found.faults.is_empty() {
+        return found;
     }
+    for wording in template.wordings() {
+        let in_locale = inspect_wording(&template, wording, &source.sample);
+        found.faults.extend(in_locale.faults.into_iter().map(|fault| wording.named(fault)));
+        found.remarks.extend(in_locale.remarks.into_iter().map(|remark| wording.named(remark)));
+        found.remarks.extend(wording.not_moved.clone());
+    }
+    for list in [&mut found.faults, &mut found.remarks] {
+        list.sort();
+        list.dedup();
+    }
+    found
+}
+
+/// Under the names of the files in the template's own locale.
+fn inspect_wording(template: &CompiledTemplate, wording: &Wording, sample: &Map<String, Value>) -> Inspection {
     let manifest = template.manifest();
     let files: Vec<(String, &str)> = manifest
         .attachments
@@ -44,26 +79,23 @@ pub fn lint(source: &TemplateSource) -> Vec<LintFault> {
         support_email: Some("support@example.com"),
         support_phone: Some("+229 01 00 00 00 00"),
         timezone: chrono_tz::Africa::PortoNovo,
-        locale: &manifest.locale,
+        locale: &wording.locale,
         unsubscribe_url: manifest.example_unsubscribe_url(),
     };
     let bare = System { attachments: &[], support_email: None, support_phone: None, unsubscribe_url: None, ..full };
-    let mut least = source.sample.clone();
+    let mut least = sample.clone();
     least.retain(|name, _| manifest.required.contains(name));
-    for (variables, system, how) in
-        [(&source.sample, &full, "with the sample"), (&least, &bare, "without what is optional")]
-    {
-        match template.render(variables, system) {
-            Ok(mail) => check_mail(&template, variables, system, &mail, how, &mut faults),
-            Err(error) => faults.push(fault_of(&error, how)),
+    let mut found = Inspection::default();
+    for (variables, system, how) in [(sample, &full, "with the sample"), (&least, &bare, "without what is optional")] {
+        match template.render_in(wording, variables, system) {
+            Ok(mail) => Mail { template, wording, variables, system, mail: &mail, how }.check(&mut found),
+            Err(error) => found.faults.push(fault_of(&error, how)),
         }
     }
-    if faults.is_empty() {
-        probe_links(&template, &source.sample, &full, &mut faults);
+    if found.faults.is_empty() {
+        probe_links(template, wording, sample, &full, &mut found.faults);
     }
-    faults.sort();
-    faults.dedup();
-    faults
+    found
 }
 
 fn check_sample(template: &CompiledTemplate, sample: &Map<String, Value>, faults: &mut Vec<LintFault>) {
@@ -81,50 +113,79 @@ fn check_sample(template: &CompiledTemplate, sample: &Map<String, Value>, faults
     }
 }
 
-fn check_mail(
-    template: &CompiledTemplate,
-    variables: &Map<String, Value>,
-    system: &System<'_>,
-    mail: &RenderedEmail,
-    how: &str,
-    faults: &mut Vec<LintFault>,
-) {
-    let mut add = |part: Part, words: String| faults.push(LintFault::new(part.file_name(), None, words));
-    for (part, text) in [(Part::Subject, &mail.subject), (Part::Html, &mail.html), (Part::Text, &mail.text)] {
-        if let Some(found) = placeholder(text) {
-            add(part, format!("a placeholder is left {how}: {found}"));
+/// A mail that was rendered to be looked at.
+struct Mail<'a> {
+    template: &'a CompiledTemplate,
+    wording: &'a Wording,
+    variables: &'a Map<String, Value>,
+    system: &'a System<'a>,
+    mail: &'a RenderedEmail,
+    how: &'a str,
+}
+
+impl Mail<'_> {
+    fn check(&self, found: &mut Inspection) {
+        let Self { mail, how, .. } = self;
+        let bytes = mail.html.len();
+        if (HTML_BYTES_WARN + 1..=HTML_BYTES_MAX).contains(&bytes) {
+            let words = format!("{bytes} bytes {how}: Gmail cuts it at {HTML_BYTES_MAX}");
+            found.remarks.push(LintFault::new(Part::Html.file_name(), None, words));
+        }
+        self.check_parts(&mut found.faults);
+        check_addresses(&mail.html, how, &mut found.faults);
+    }
+
+    fn check_parts(&self, faults: &mut Vec<LintFault>) {
+        let Self { template, wording, variables, system, mail, how } = self;
+        let mut add = |part: Part, words: String| faults.push(LintFault::new(part.file_name(), None, words));
+        for (part, text) in [(Part::Subject, &mail.subject), (Part::Html, &mail.html), (Part::Text, &mail.text)] {
+            if let Some(found) = placeholder(text) {
+                add(part, format!("a placeholder is left {how}: {found}"));
+            }
+        }
+        let written = template
+            .context(variables, wording, system)
+            .and_then(|(context, largest)| wording.render(Part::Subject, &context, largest, system.timezone));
+        if written.is_ok_and(|subject| subject.trim().contains(['\n', '\r'])) {
+            add(Part::Subject, "it is more than one line".into());
+        }
+        if mail.text.trim().is_empty() {
+            add(Part::Text, format!("it is empty {how}"));
+        }
+        let tag = tag_of(&mail.html, "html").unwrap_or_default();
+        let language = |locale: &str| locale.split('-').next().unwrap_or_default().to_ascii_lowercase();
+        match attribute_values(tag, "lang").next().flatten().filter(|lang| !lang.is_empty()) {
+            None => add(Part::Html, "<html> needs lang=\"...\": screen readers choose their voice by it".into()),
+            Some(lang) if language(lang) != language(&wording.locale) => {
+                let words =
+                    format!("<html lang=\"{lang}\">, but this is {}: use {{{{postrider.locale}}}}", wording.locale);
+                add(Part::Html, words);
+            }
+            Some(_) => {}
+        }
+        let title = mail.html.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
+        if title.is_none_or(|(title, _)| title.trim().is_empty()) {
+            add(Part::Html, "<title> is missing or empty".into());
+        }
+        if mail.html.len() > HTML_BYTES_MAX {
+            add(Part::Html, format!("{} bytes {how}: mailboxes cut it at {HTML_BYTES_MAX}", mail.html.len()));
         }
     }
-    let written = template
-        .context(variables, system)
-        .and_then(|(context, largest)| template.render_part(Part::Subject, &context, largest, system.timezone));
-    if written.is_ok_and(|subject| subject.trim().contains(['\n', '\r'])) {
-        add(Part::Subject, "it is more than one line".into());
-    }
-    if mail.text.trim().is_empty() {
-        add(Part::Text, format!("it is empty {how}"));
-    }
-    let tag = tag_of(&mail.html, "html").unwrap_or_default();
-    if attribute_values(tag, "lang").next().is_none_or(|lang| lang.is_none_or(str::is_empty)) {
-        add(Part::Html, "<html> needs lang=\"...\": screen readers choose their voice by it".into());
-    }
-    let title = mail.html.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
-    if title.is_none_or(|(title, _)| title.trim().is_empty()) {
-        add(Part::Html, "<title> is missing or empty".into());
-    }
-    if mail.html.len() > HTML_BYTES_MAX {
-        add(Part::Html, format!("{} bytes {how}: mailboxes cut it at {HTML_BYTES_MAX}", mail.html.len()));
-    }
+}
+
+/// That addresses lead where mail programs go.
+fn check_addresses(html: &str, how: &str, faults: &mut Vec<LintFault>) {
+    let mut add = |words: String| faults.push(LintFault::new(Part::Html.file_name(), None, words));
     for (name, schemes) in
         [("href", &["http://", "https://", "mailto:"][..]), ("src", &["http://", "https://", "cid:"][..])]
     {
-        for value in attribute_values(&mail.html, name) {
+        for value in attribute_values(html, name) {
             let Some(value) = value else {
-                add(Part::Html, format!("{name} needs quotes around its value"));
+                add(format!("{name} needs quotes around its value"));
                 continue;
             };
             if !schemes.iter().any(|scheme| value.trim_start().to_ascii_lowercase().starts_with(scheme)) {
-                add(Part::Html, format!("{name}=\"{value}\" {how}: use {}", schemes.join(", ")));
+                add(format!("{name}=\"{value}\" {how}: use {}", schemes.join(", ")));
             }
         }
     }
@@ -133,6 +194,7 @@ fn check_mail(
 /// Puts a hostile address into every variable in turn: it must stop the rendering, or stay out of links.
 fn probe_links(
     template: &CompiledTemplate,
+    wording: &Wording,
     sample: &Map<String, Value>,
     system: &System<'_>,
     faults: &mut Vec<LintFault>,
@@ -141,9 +203,9 @@ fn probe_links(
         let mut variables = sample.clone();
         variables.insert(name.clone(), Value::from(HOSTILE));
         // Only this part: that another one stops at the address is no protection to build on.
-        let html = template.context(&variables, system).and_then(|(mut context, largest)| {
+        let html = template.context(&variables, wording, system).and_then(|(mut context, largest)| {
             context.data_mut()[RESERVED]["subject"] = Value::from("x");
-            template.render_part(Part::Html, &context, largest, system.timezone)
+            wording.render(Part::Html, &context, largest, system.timezone)
         });
         let Ok(html) = html else { continue };
         let reached = ["href", "src", "action", "background"].into_iter().any(|attribute| {
@@ -282,6 +344,42 @@ mod tests {
         );
         assert!(faults(|source| source.html.push_str(&"x".repeat(HTML_BYTES_MAX))).contains("mailboxes cut it"));
         assert!(faults(|source| source.subject.push_str(&"x".repeat(1000))).contains("subject.hbs is larger than 998"));
+    }
+
+    #[test]
+    fn every_language_is_looked_at() {
+        let english = |html: &str| crate::templates::Variant {
+            subject: "Hello {{name}}".into(),
+            html: html.into(),
+            text: "{{name}} {{url link}} {{note}}".into(),
+            ..crate::templates::Variant::default()
+        };
+        let in_english = |html: &str| {
+            let variant = english(html);
+            faults(|source| drop(source.variants.insert("en".into(), variant)))
+        };
+        assert_eq!(in_english(&HTML.replace("\"fr\"", "\"en-GB\"")), "");
+        assert_eq!(in_english(&HTML.replace("\"fr\"", "\"{{postrider.locale}}\"")), "");
+        let wrong = in_english(HTML);
+        assert_eq!(wrong, "html.en.hbs: <html lang=\"fr\">, but this is en: use {{postrider.locale}}\n");
+        let wrong = in_english(&HTML.replace("\"fr\"", "\"en\"").replace("{{url link}}", "{{link}}"));
+        assert!(wrong.starts_with("html.en.hbs: variable \"link\" becomes a link unchecked"), "{wrong}");
+    }
+
+    #[test]
+    fn what_does_no_harm_is_a_remark() {
+        let remarks = |html: String| {
+            let found = inspect(&TemplateSource { html, ..source() });
+            assert_eq!(found.faults, []);
+            found.remarks.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(remarks(HTML.to_owned()), [""; 0]);
+        let large = remarks(format!("{HTML}{}", "x".repeat(HTML_BYTES_WARN)));
+        assert!(large.len() == 2 && large[0].contains("bytes with the sample: Gmail cuts it at 102000"), "{large:?}");
+        let computed = HTML.replace("<p>", "<style>p{color:red}</style>\n<p class=\"{{name}}\">");
+        let want = "html.hbs:2: styles stay in <style>, where some mail programs ignore them: classes are computed: no rule \
+                    can be moved by them";
+        assert_eq!(remarks(computed), [want]);
     }
 
     #[test]

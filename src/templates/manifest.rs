@@ -6,7 +6,7 @@ use std::{collections::HashSet, time::Duration};
 
 use serde::Deserialize;
 
-use super::{LintFault, helpers};
+use super::{LintFault, helpers, locale::is_locale};
 use crate::email::{EmailAddress, Manifest, OverCap, TemplateKind, UnknownPolicy, attachment::FileType};
 
 /// Where faults are said to be.
@@ -157,12 +157,6 @@ impl Faults {
             }
         }
     }
-}
-
-fn is_locale(text: &str) -> bool {
-    let mut subtags = text.split('-');
-    subtags.next().is_some_and(|first| (2..=3).contains(&first.len()) && first.bytes().all(|b| b.is_ascii_lowercase()))
-        && subtags.all(|tag| (2..=8).contains(&tag.len()) && tag.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
 #[cfg(test)]

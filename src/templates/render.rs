@@ -8,12 +8,13 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use chrono_tz::Tz;
-use handlebars::{Context, Output, RenderContext, RenderErrorReason, Renderable};
+use handlebars::{Context, Handlebars, Output, RenderContext, RenderErrorReason, Renderable};
 use serde_json::{Map, Value, json};
 
 use super::{
     CompiledTemplate, Part,
     budget::{Budget, Each},
+    compile::{CompiledPart, Wording},
     helpers::{self, Stop},
     manifest::RESERVED,
 };
@@ -48,7 +49,7 @@ pub struct System<'a> {
     pub support_phone: Option<&'a str>,
     /// `EMAIL_TIMEZONE`.
     pub timezone: Tz,
-    /// The request's locale, else the template's.
+    /// The locale that the reader asked for, else the template's: the closest variant is rendered.
     pub locale: &'a str,
     /// Where the recipient unsubscribes; nothing: it is no mail that one unsubscribes from.
     pub unsubscribe_url: Option<&'a str>,
@@ -115,52 +116,38 @@ impl std::fmt::Display for Line {
 }
 
 impl CompiledTemplate {
-    /// Renders the three parts. Takes as much time as the template costs: no I/O, no waiting.
+    /// Renders the three parts, all in the same locale. Takes as much time as the template costs: no I/O, no waiting.
     ///
     /// # Errors
     /// See [`RenderError`].
     pub fn render(&self, variables: &Map<String, Value>, system: &System<'_>) -> Result<RenderedEmail, RenderError> {
-        let (mut context, largest) = self.context(variables, system)?;
-        let subject = one_line(&self.render_part(Part::Subject, &context, largest, system.timezone)?);
+        let wording = self.wording(system.locale);
+        self.render_in(wording, variables, system).map_err(|error| error.in_files_of(wording))
+    }
+
+    pub(super) fn render_in(
+        &self,
+        wording: &Wording,
+        variables: &Map<String, Value>,
+        system: &System<'_>,
+    ) -> Result<RenderedEmail, RenderError> {
+        let (mut context, largest) = self.context(variables, wording, system)?;
+        let subject = one_line(&wording.render(Part::Subject, &context, largest, system.timezone)?);
         if subject.is_empty() {
             let part = Part::Subject.file_name().to_owned();
             return Err(RenderError::Failed { part, line: None, words: "the subject is empty".into() });
         }
         context.data_mut()[RESERVED]["subject"] = Value::from(subject.as_str());
-        let html = self.render_part(Part::Html, &context, largest, system.timezone)?;
-        let text = self.render_part(Part::Text, &context, largest, system.timezone)?;
+        let html = wording.render(Part::Html, &context, largest, system.timezone)?;
+        let text = wording.render(Part::Text, &context, largest, system.timezone)?;
         Ok(RenderedEmail { template_version: self.version(), subject, html, text })
-    }
-
-    /// Renders one part as the template wrote it. `largest` is the size of the largest single value.
-    pub(super) fn render_part(
-        &self,
-        part: Part,
-        context: &Context,
-        largest: usize,
-        zone: Tz,
-    ) -> Result<String, RenderError> {
-        let limit = if part == Part::Subject { SUBJECT_BYTES_MAX } else { PART_BYTES_MAX };
-        let (compiled, registry) = self.part(part);
-        // Every value printed once is the worst that can pile up in blocks before any of it reaches the output.
-        if compiled.usage.values.saturating_mul(largest) > PRINTED_BYTES_MAX {
-            return Err(RenderError::TooLarge { what: format!("what {part} prints"), limit: PRINTED_BYTES_MAX });
-        }
-        let budget = Budget::new(compiled.usage.elements);
-        let mut out = Capped { text: String::with_capacity((compiled.usage.raw_bytes * 5 / 4).min(limit)), limit };
-        let mut render = RenderContext::new(None);
-        render.register_local_helper("each", Box::new(Each(&budget)));
-        helpers::register_dates(&mut render, zone);
-        match compiled.template.render(registry, context, &mut render, &mut out) {
-            Ok(()) => Ok(out.text),
-            Err(error) => Err(failure(part, limit, &error)),
-        }
     }
 
     /// The declared variables, and what the daemon adds. Undeclared ones are left out: no part can print them.
     pub(super) fn context(
         &self,
         variables: &Map<String, Value>,
+        wording: &Wording,
         system: &System<'_>,
     ) -> Result<(Context, usize), RenderError> {
         let manifest = self.manifest();
@@ -190,11 +177,68 @@ impl CompiledTemplate {
             "attachments": attachments,
             "support_email": system.support_email,
             "support_phone": system.support_phone,
-            "locale": system.locale,
+            "locale": wording.locale,
             "unsubscribe_url": system.unsubscribe_url,
         });
         data.insert(RESERVED.to_owned(), postrider);
         Ok((Context::from(Value::Object(data)), largest))
+    }
+}
+
+impl Wording {
+    /// Renders one part as it is sent. `largest` is the size of the largest single value.
+    pub(super) fn render(
+        &self,
+        part: Part,
+        context: &Context,
+        largest: usize,
+        zone: Tz,
+    ) -> Result<String, RenderError> {
+        if let Some((moved, registry)) = self.moved().filter(|_| part == Part::Html)
+            && let Ok(text) = self.render_with(part, moved, registry, context, largest, zone)
+        {
+            return Ok(text);
+        }
+        // Where it fails, it is the lines as they were written that help.
+        let (compiled, registry) = self.part(part);
+        self.render_with(part, compiled, registry, context, largest, zone)
+    }
+
+    pub(super) fn render_with(
+        &self,
+        part: Part,
+        compiled: &CompiledPart,
+        registry: &Handlebars<'static>,
+        context: &Context,
+        largest: usize,
+        zone: Tz,
+    ) -> Result<String, RenderError> {
+        let limit = if part == Part::Subject { SUBJECT_BYTES_MAX } else { PART_BYTES_MAX };
+        // Every value printed once is the worst that can pile up in blocks before any of it reaches the output.
+        if compiled.usage.values.saturating_mul(largest) > PRINTED_BYTES_MAX {
+            return Err(RenderError::TooLarge { what: format!("what {part} prints"), limit: PRINTED_BYTES_MAX });
+        }
+        let budget = Budget::new(compiled.usage.elements);
+        let mut out = Capped { text: String::with_capacity((compiled.usage.raw_bytes * 5 / 4).min(limit)), limit };
+        let mut render = RenderContext::new(None);
+        render.register_local_helper("each", Box::new(Each(&budget)));
+        helpers::register_dates(&mut render, self.style, zone);
+        match compiled.template.render(registry, context, &mut render, &mut out) {
+            Ok(()) => Ok(out.text),
+            Err(error) => Err(failure(part, limit, &error)),
+        }
+    }
+}
+
+impl RenderError {
+    /// The same, with the names of the files that this locale is written in.
+    fn in_files_of(self, wording: &Wording) -> Self {
+        match self {
+            Self::NotAUrl { part, line } => Self::NotAUrl { part: wording.file(&part), line },
+            Self::Failed { part, line, words } => Self::Failed { part: wording.file(&part), line, words },
+            Self::TooLarge { what, limit } => Self::TooLarge { what: wording.file(&what), limit },
+            other => other,
+        }
     }
 }
 

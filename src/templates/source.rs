@@ -15,9 +15,6 @@ use super::Part;
 const CHECKSUM_DOMAIN: &[u8] = b"postrider template 1";
 
 /// Everything a version of a template is made of.
-///
-/// Parts for other locales (`html.fr.hbs`) will be a map beside the three parts, empty by default: sources that were
-/// stored before it keep their meaning and their checksum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TemplateSource {
     /// Its name, for instance `billing_invoice_monthly`.
@@ -36,31 +33,80 @@ pub struct TemplateSource {
     /// The partials that `text` reaches, by name.
     #[serde(default)]
     pub partials_text: BTreeMap<String, String>,
+    /// The same mail in other languages, by locale. Left out where there is none: sources that were stored before there
+    /// were variants keep their document and their checksum.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variants: BTreeMap<String, Variant>,
     /// Variables to show and to check it with.
     #[serde(default)]
     pub sample: Map<String, Value>,
 }
 
-impl TemplateSource {
+/// A template in another locale: all of it, so that no mail is in two languages.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variant {
+    /// `subject.<locale>.hbs`.
+    pub subject: String,
+    /// `html.<locale>.hbs`.
+    pub html: String,
+    /// `text.<locale>.hbs`.
+    pub text: String,
+    /// The partials that `html` reaches, by name, each as this locale has it.
+    #[serde(default)]
+    pub partials_html: BTreeMap<String, String>,
+    /// The partials that `text` reaches, by name, each as this locale has it.
+    #[serde(default)]
+    pub partials_text: BTreeMap<String, String>,
+}
+
+/// The words of a template in one locale.
+#[derive(Debug, Clone, Copy)]
+pub struct Words<'a> {
+    subject: &'a str,
+    html: &'a str,
+    text: &'a str,
+    partials_html: &'a BTreeMap<String, String>,
+    partials_text: &'a BTreeMap<String, String>,
+}
+
+impl<'a> Words<'a> {
     /// The source of one part.
     #[must_use]
-    pub fn part(&self, part: Part) -> &str {
+    pub const fn part(&self, part: Part) -> &'a str {
         match part {
-            Part::Subject => &self.subject,
-            Part::Html => &self.html,
-            Part::Text => &self.text,
+            Part::Subject => self.subject,
+            Part::Html => self.html,
+            Part::Text => self.text,
         }
     }
 
     /// The partials that one part may use. A subject has none.
     #[must_use]
-    pub fn partials(&self, part: Part) -> &BTreeMap<String, String> {
+    pub const fn partials(&self, part: Part) -> &'a BTreeMap<String, String> {
         const NONE: &BTreeMap<String, String> = &BTreeMap::new();
         match part {
             Part::Subject => NONE,
-            Part::Html => &self.partials_html,
-            Part::Text => &self.partials_text,
+            Part::Html => self.partials_html,
+            Part::Text => self.partials_text,
         }
+    }
+}
+
+impl Variant {
+    /// Its parts.
+    #[must_use]
+    pub fn words(&self) -> Words<'_> {
+        let Self { subject, html, text, partials_html, partials_text } = self;
+        Words { subject, html, text, partials_html, partials_text }
+    }
+}
+
+impl TemplateSource {
+    /// Its parts in its own locale.
+    #[must_use]
+    pub fn words(&self) -> Words<'_> {
+        let Self { subject, html, text, partials_html, partials_text, .. } = self;
+        Words { subject, html, text, partials_html, partials_text }
     }
 
     /// SHA-256 over the content. Equal sources have equal checksums, whatever order their sample is kept in.
@@ -70,15 +116,26 @@ impl TemplateSource {
         for text in [&self.key, &self.manifest_toml, &self.subject, &self.html, &self.text] {
             put(&mut hash, text.as_bytes());
         }
-        for partials in [&self.partials_html, &self.partials_text] {
-            put_length(&mut hash, partials.len());
-            for (name, text) in partials {
-                put(&mut hash, name.as_bytes());
+        put_partials(&mut hash, &self.words());
+        put(&mut hash, canonical(&Value::Object(self.sample.clone())).to_string().as_bytes());
+        for (locale, variant) in &self.variants {
+            let Variant { subject, html, text, .. } = variant;
+            for text in [locale, subject, html, text] {
                 put(&mut hash, text.as_bytes());
             }
+            put_partials(&mut hash, &variant.words());
         }
-        put(&mut hash, canonical(&Value::Object(self.sample.clone())).to_string().as_bytes());
         hash.finalize().into()
+    }
+}
+
+fn put_partials(hash: &mut Sha256, words: &Words<'_>) {
+    for part in [Part::Html, Part::Text] {
+        put_length(hash, words.partials(part).len());
+        for (name, text) in words.partials(part) {
+            put(hash, name.as_bytes());
+            put(hash, text.as_bytes());
+        }
     }
 }
 
@@ -132,7 +189,7 @@ mod tests {
         other.sample = serde_json::from_value(json!({"y": {"b": 2, "a": 1}, "x": 1})).expect("a map");
         assert_eq!(one.checksum(), other.checksum());
         let mut changed = Vec::new();
-        for change in 0..8 {
+        for change in 0..10 {
             let mut other = source();
             match change {
                 0 => other.key.push('x'),
@@ -142,19 +199,22 @@ mod tests {
                 4 => other.text.push('x'),
                 5 => other.partials_text = std::mem::take(&mut other.partials_html),
                 6 => other.partials_html.values_mut().for_each(|text| text.push('x')),
-                _ => drop(other.sample.insert("z".into(), Value::Null)),
+                7 => drop(other.sample.insert("z".into(), Value::Null)),
+                8 => drop(other.variants.insert("en".into(), Variant::default())),
+                _ => drop(other.variants.insert("fr-BJ".into(), Variant::default())),
             }
             changed.push(other.checksum());
         }
         changed.push(one.checksum());
         changed.sort_unstable();
         changed.dedup();
-        assert_eq!(changed.len(), 9, "every change shows");
+        assert_eq!(changed.len(), 11, "every change shows");
     }
 
     #[test]
     fn survives_json() {
         let text = serde_json::to_string(&source()).expect("JSON");
         assert_eq!(serde_json::from_str::<TemplateSource>(&text).expect("a source"), source());
+        assert!(!text.contains("variants"), "as it was stored before there were any: {text}");
     }
 }

@@ -54,6 +54,12 @@ impl Finding {
         Self { severity: Severity::Fault, fault }
     }
 
+    /// Something of the version itself that does no harm.
+    #[must_use]
+    pub const fn worth_a_look(fault: LintFault) -> Self {
+        Self { severity: Severity::Remark, fault }
+    }
+
     /// What producers sent lately is not known.
     #[must_use]
     pub fn not_looked_at(error: &StoreError) -> Self {
@@ -154,18 +160,18 @@ impl fmt::Display for Form {
 
 /// How requests fail to render that lack nothing, and how many of them.
 fn failures(template: &CompiledTemplate, shapes: &[Shape]) -> Vec<(RenderError, i64)> {
-    let system = System {
-        request_date: DateTime::UNIX_EPOCH,
-        attachments: &[],
-        support_email: None,
-        support_phone: None,
-        timezone: chrono_tz::Africa::PortoNovo,
-        locale: &template.manifest().locale,
-        unsubscribe_url: None,
-    };
     let mut failures: Vec<(RenderError, i64)> = Vec::new();
-    for shape in shapes {
+    for (shape, locale) in shapes.iter().flat_map(|shape| template.locales().map(move |locale| (shape, locale))) {
         let Value::Object(variables) = synthesised(&shape.variables) else { continue };
+        let system = System {
+            request_date: DateTime::UNIX_EPOCH,
+            attachments: &[],
+            support_email: None,
+            support_phone: None,
+            timezone: chrono_tz::Africa::PortoNovo,
+            locale,
+            unsubscribe_url: None,
+        };
         match template.render(&variables, &system) {
             Ok(_) | Err(RenderError::MissingVariable { .. }) => {}
             Err(error) => match failures.iter_mut().find(|(known, _)| *known == error) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::templates::TemplateSource;
+use crate::templates::{TemplateSource, Variant};
 
 /// What is given of a version. What is not comes from the version that it is based on.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +21,8 @@ pub struct Parts {
     pub partials_html: Option<BTreeMap<String, String>>,
     /// The partials of the text part, all of them.
     pub partials_text: Option<BTreeMap<String, String>>,
+    /// The same in other locales, all of them.
+    pub variants: Option<BTreeMap<String, Variant>>,
     /// Variables to show and to check it with.
     pub sample: Option<Map<String, Value>>,
 }
@@ -40,6 +42,7 @@ impl Parts {
             text: self.text.map_or(base.text, lines),
             partials_html: self.partials_html.map_or(base.partials_html, all_lines),
             partials_text: self.partials_text.map_or(base.partials_text, all_lines),
+            variants: self.variants.map_or(base.variants, all_variants),
             sample: self.sample.unwrap_or(base.sample),
         })
     }
@@ -54,6 +57,7 @@ impl Parts {
                 text: lines(text),
                 partials_html: self.partials_html.map(all_lines).unwrap_or_default(),
                 partials_text: self.partials_text.map(all_lines).unwrap_or_default(),
+                variants: self.variants.map(all_variants).unwrap_or_default(),
                 sample,
             }),
             (manifest, subject, html, text, sample) => Err([
@@ -76,6 +80,17 @@ fn lines(text: String) -> String {
 
 fn all_lines(partials: BTreeMap<String, String>) -> BTreeMap<String, String> {
     partials.into_iter().map(|(name, text)| (name, lines(text))).collect()
+}
+
+fn all_variants(variants: BTreeMap<String, Variant>) -> BTreeMap<String, Variant> {
+    let whole = |variant: Variant| Variant {
+        subject: lines(variant.subject),
+        html: lines(variant.html),
+        text: lines(variant.text),
+        partials_html: all_lines(variant.partials_html),
+        partials_text: all_lines(variant.partials_text),
+    };
+    variants.into_iter().map(|(locale, variant)| (locale, whole(variant))).collect()
 }
 
 #[cfg(test)]

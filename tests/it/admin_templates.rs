@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     daemon::{ADMIN_TOKEN, Daemon, OPERATOR_TOKEN, VIEWER_TOKEN},
     installation::Installation,
-    requests::{set, templates, ticket, unset},
+    requests::{id, set, templates, ticket, unset},
 };
 
 const TICKET: &str = "/api/v1/email/templates/support_ticket_created";
@@ -428,6 +428,60 @@ async fn a_preview_shows_what_is_not_saved_yet() {
     let large = json!({ "source": { "text_content": "x".repeat(2 << 20) } });
     assert_eq!(preview(large).await.0, StatusCode::PAYLOAD_TOO_LARGE);
     is(&states(daemon).await, &[(1, "active")]);
+    post_office.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_language_is_added_and_no_mail_is_in_two() {
+    let post_office = Installation::start().await;
+    let daemon = post_office.daemon();
+    let (_, shown) = daemon.get(TICKET, VIEWER_TOKEN).await;
+    assert_eq!((&shown["locale"], shown["variants"].as_object().map(serde_json::Map::len)), (&json!("fr"), Some(1)));
+    let english = shown["variants"]["en"].clone();
+    assert!(english["partials_html"]["layout"].is_string(), "{english}");
+    let mut german = english.clone();
+    german["subject"] = json!("Ticket #{{ticket_number}} angelegt");
+    german["html_content"] = json!("\n{{nobody}}");
+    let refused = save(daemon, "", json!({ "variants": { "en": english, "de": german } })).await;
+    assert_eq!(refused.0, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        (&refused.1["findings"][0]["part"], &refused.1["findings"][0]["line"]),
+        (&json!("html.de.hbs"), &json!(2))
+    );
+    german["html_content"] = english["html_content"].clone();
+    let body = json!({ "variants": { "en": english, "de": german } });
+    let preview = json!({ "source": body, "locale": "de-AT" });
+    let (status, seen) = daemon.post(&format!("{TICKET}/preview"), VIEWER_TOKEN, &preview).await;
+    assert_eq!((status, &seen["subject"]), (StatusCode::OK, &json!("Ticket #4821 angelegt")), "{seen}");
+    assert_eq!(save(daemon, "", body).await.0, StatusCode::CREATED);
+
+    let mut sent = 0;
+    for (asked, subject) in [
+        ("de-AT", "Ticket #4821 angelegt"),
+        ("en", "Support ticket #4821 created"),
+        ("es", "Ticket support #4821 créé"),
+    ] {
+        let mut request = ticket(&format!("{asked}@example.bj"));
+        request.locale = asked.to_owned();
+        post_office.publish(&request).await;
+        post_office.database.wait_for(id(&request), "sent").await;
+        sent += 1;
+        assert_eq!(post_office.mails(sent).await[sent - 1].subject, subject);
+    }
+    let tested = json!({ "variables": source().sample, "locale": "en-US", "to": "me@example.bj", "send": true });
+    let (status, tested) = daemon.post(&format!("{TICKET}/test"), ADMIN_TOKEN, &tested).await;
+    assert_eq!((status, &tested["subject"]), (StatusCode::OK, &json!("Support ticket #4821 created")), "{tested}");
+    assert_eq!(post_office.mails(4).await[3].subject, "Support ticket #4821 created");
+    let (_, difference) = daemon.get(&format!("{TICKET}/diff?from=1&to=2"), VIEWER_TOKEN).await;
+    let parts = difference["parts"].as_array().expect("parts");
+    assert!(
+        parts.iter().all(|part| part["part"].as_str().is_some_and(|name| name.ends_with(".de.hbs"))),
+        "{difference}"
+    );
+    // The same without it: what is given of the variants is all of them.
+    let (_, saved) = save(daemon, "?draft=true", json!({ "variants": {} })).await;
+    let (_, whole) = daemon.get(&format!("{TICKET}/versions/{}", saved["version"]), VIEWER_TOKEN).await;
+    assert_eq!(whole["variants"], json!({}));
     post_office.finish().await;
 }
 

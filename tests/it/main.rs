@@ -25,6 +25,8 @@ mod smtp_probing;
 
 mod broker_every_template;
 
+mod mail_as_it_arrives;
+
 mod broker_original_requests;
 
 mod attachments_by_reference;

@@ -15,7 +15,7 @@ use crate::support::{
 const TICKET: &str = "/templates/support_ticket_created";
 const API: &str = "/api/v1/email/templates/support_ticket_created";
 
-/// The fields of the editor, as a browser sends them.
+/// The fields of the editor, as a browser sends them; without its variants where a change is about locales.
 fn written(change: &[(&str, &str)]) -> Vec<(String, String)> {
     let source = templates().iter().find(|template| template.key == "support_ticket_created").expect("it is there");
     let lines = |text: &str| text.replace('\n', "\r\n");
@@ -30,6 +30,17 @@ fn written(change: &[(&str, &str)]) -> Vec<(String, String)> {
     for (prefix, partials) in [("html/", &source.partials_html), ("text/", &source.partials_text)] {
         fields.extend(partials.iter().map(|(name, text)| (format!("{prefix}{name}"), lines(text))));
     }
+    if !change.iter().any(|(name, _)| name.ends_with("_locale")) {
+        for (locale, variant) in &source.variants {
+            let begin = format!("variant/{locale}/");
+            let plain =
+                [("subject", &variant.subject), ("html_content", &variant.html), ("text_content", &variant.text)];
+            fields.extend(plain.map(|(name, text)| (format!("{begin}{name}"), lines(text))));
+            for (prefix, partials) in [("html/", &variant.partials_html), ("text/", &variant.partials_text)] {
+                fields.extend(partials.iter().map(|(name, text)| (format!("{begin}{prefix}{name}"), lines(text))));
+            }
+        }
+    }
     for (name, text) in change {
         fields.retain(|(known, _)| known != name);
         fields.push(((*name).to_owned(), (*text).to_owned()));
@@ -37,10 +48,15 @@ fn written(change: &[(&str, &str)]) -> Vec<(String, String)> {
     fields
 }
 
+/// Variables of a ticket.
+const TRIED: &str = r#"{"ticket_number": "7", "title": "t", "priority": "P1", "support_link": "https://a.bj"}"#;
+
+fn borrowed(fields: &[(String, String)]) -> Vec<(&str, &str)> {
+    fields.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect()
+}
+
 async fn edit(visitor: &Visitor, change: &[(&str, &str)]) -> reqwest::Response {
-    let fields = written(change);
-    let fields: Vec<_> = fields.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
-    visitor.post(&format!("{TICKET}/edit"), &fields).await
+    visitor.post(&format!("{TICKET}/edit"), &borrowed(&written(change))).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -145,6 +161,41 @@ async fn who_may_only_look_tries_out_and_changes_nothing() {
     let policy = framed.headers()[CONTENT_SECURITY_POLICY].to_str().expect("text").to_owned();
     assert!(policy.starts_with("sandbox;") && policy.contains("default-src 'none'"), "{policy}");
     assert!(framed.text().await.expect("text").contains("4821"));
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_language_is_added_in_the_editor() {
+    let post = Installation::start().await;
+    let admin = Visitor::sign_in(post.daemon(), ADMIN_TOKEN).await;
+    let fields: Vec<_> = written(&[("do", "add-locale"), ("new_locale", " de ")]);
+    let begun = admin.post(&format!("{TICKET}/edit"), &borrowed(&fields)).await.text().await.expect("text");
+    assert!(begun.contains("name=\"variant/de/subject\"") && begun.contains("variant/de/html/layout"), "{begun}");
+    assert!(!begun.contains("variant/en/"), "only what stood in the form");
+
+    // What the browser would send now, with the subject translated.
+    let mut fields = written(&[("do", "activate"), ("shown_locale", "de")]);
+    let of = |name: &str| fields.iter().find(|(known, _)| known == name).map(|(_, text)| text.clone());
+    let mut german = vec![("variant/de/subject".to_owned(), "Ticket #{{ticket_number}} angelegt".to_owned())];
+    for name in ["html_content", "text_content"] {
+        german.push((format!("variant/de/{name}"), of(name).expect("it is there")));
+    }
+    let partials = fields.iter().filter(|(name, _)| name.starts_with("html/") || name.starts_with("text/"));
+    german.extend(partials.map(|(name, text)| (format!("variant/de/{name}"), text.clone())));
+    fields.extend(german);
+    let shown = admin.post(&format!("{TICKET}/frame?part=html"), &borrowed(&fields)).await.text().await.expect("text");
+    assert!(shown.contains("<html lang=\"de\""), "{shown}");
+    assert_eq!(admin.post(&format!("{TICKET}/edit"), &borrowed(&fields)).await.status(), StatusCode::SEE_OTHER);
+    let page = admin.page(TICKET).await;
+    assert!(page.contains("fr, de") && page.contains("<option value=\"de\""), "{page}");
+    let tried = [("to", "me@example.bj"), ("version", "2"), ("locale", "de"), ("variables", TRIED)];
+    admin.submit(&format!("{TICKET}/test"), &tried).await;
+    assert_eq!(post.mails(1).await[0].subject, "Ticket #7 angelegt");
+
+    fields.retain(|(name, _)| name != "do");
+    fields.push(("do".to_owned(), "remove-locale/de".to_owned()));
+    let removed = admin.post(&format!("{TICKET}/edit"), &borrowed(&fields)).await.text().await.expect("text");
+    assert!(!removed.contains("variant/de/"), "{removed}");
     post.finish().await;
 }
 

@@ -167,6 +167,7 @@ fn facts(source: &TemplateSource, manifest: Option<&Manifest>, version: Option<i
                 dt { "Description" } dd { (manifest.description) }
                 dt { "Category" } dd { (manifest.category) ", " (manifest.priority) }
                 dt { "Required" } dd { (manifest.required.join(", ")) }
+                dt { "Languages" } dd { (manifest.locale) @for locale in source.variants.keys() { ", " (locale) } }
                 @if !manifest.optional.is_empty() { dt { "Optional" } dd { (manifest.optional.join(", ")) } }
                 @if let Some(over) = manifest.over_cap { dt { "Over the cap" } dd { (over.name()) } }
                 dt { "Tries" } dd { (manifest.tries) ", within " (manifest.deadline.as_secs()) " s" }
@@ -251,11 +252,24 @@ fn testing(session: &Session, key: &str, version: i32, source: &TemplateSource) 
                 div.filter {
                     label { "To" input type="email" name="to" required autocomplete="email"; }
                     (field("version", "Version", "number", Some(&version.to_string()), ""))
+                    @if !source.variants.is_empty() { (locale_choice("locale", source.variants.keys(), None)) }
                 }
                 label { "Variables (JSON)"
                     textarea name="variables" rows="8" spellcheck="false" { "\n" (serde_json::to_string_pretty(&source.sample).unwrap_or_default()) }
                 }
                 div.row { button type="submit" { "Send" } }
+            }
+        }
+    }
+}
+
+/// Which locale: the template's own, or one of these.
+fn locale_choice<'a>(name: &str, locales: impl Iterator<Item = &'a String>, chosen: Option<&str>) -> Markup {
+    html! {
+        label { "Language"
+            select name=(name) {
+                option value="" { "The template’s own" }
+                @for locale in locales { option value=(locale) selected[chosen == Some(locale.as_str())] { (locale) } }
             }
         }
     }

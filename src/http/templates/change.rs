@@ -24,6 +24,7 @@ use super::{
     BadBody, FindingItem, Missing, base, findings_json,
     history::key_and_version,
     key_of, use_it_here,
+    variants::{self, VariantBody},
 };
 use crate::{
     config::Role,
@@ -81,6 +82,8 @@ pub(in crate::http) struct NewVersion {
     partials_html: Option<BTreeMap<String, String>>,
     /// The partials of the text part by name, all of them
     partials_text: Option<BTreeMap<String, String>>,
+    /// The same in other locales, all of them
+    variants: Option<BTreeMap<String, VariantBody>>,
     /// Variables to show and to check it with
     #[schema(value_type = Option<Object>)]
     sample: Option<Map<String, Value>>,
@@ -195,6 +198,7 @@ pub(in crate::http) async fn put(
         text: new.text_content,
         partials_html: new.partials_html,
         partials_text: new.partials_text,
+        variants: new.variants.map(variants::read),
         sample: new.sample,
     };
     let source = parts.onto(&key, base).map_err(|missing| VersionError::Incomplete { key: key.clone(), missing })?;

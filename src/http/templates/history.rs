@@ -22,6 +22,7 @@ use super::{
         problem::{Problem, Refusals},
     },
     Missing, key_of, unknown,
+    variants::{self, VariantBody},
 };
 use crate::{
     store::templates::{
@@ -134,6 +135,8 @@ pub struct WholeVersion {
     partials_html: BTreeMap<String, String>,
     /// The partials of the text part, by name
     partials_text: BTreeMap<String, String>,
+    /// The same in other locales
+    variants: BTreeMap<String, VariantBody>,
     /// Variables to show and to check it with
     #[schema(value_type = Object)]
     sample: Map<String, Value>,
@@ -151,6 +154,7 @@ pub fn whole_version_json(line: &VersionLine, source: TemplateSource) -> WholeVe
         text_content: source.text,
         partials_html: source.partials_html,
         partials_text: source.partials_text,
+        variants: variants::written(source.variants),
         sample: source.sample,
     }
 }

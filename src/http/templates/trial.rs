@@ -23,6 +23,7 @@ use super::{
         problem::{Problem, Refusals},
     },
     BadBody, FindingItem, Missing, base, findings_json, key_of,
+    variants::{self, VariantBody},
 };
 use crate::{
     broker::topology,
@@ -48,6 +49,8 @@ pub(in crate::http) struct Unsaved {
     partials_html: Option<BTreeMap<String, String>>,
     /// The partials of the text part by name, all of them
     partials_text: Option<BTreeMap<String, String>>,
+    /// The same in other locales, all of them
+    variants: Option<BTreeMap<String, VariantBody>>,
     /// Variables to show and to check it with
     #[schema(value_type = Option<Object>)]
     sample: Option<Map<String, Value>>,
@@ -66,6 +69,7 @@ impl Unsaved {
             text: self.text_content,
             partials_html: self.partials_html,
             partials_text: self.partials_text,
+            variants: self.variants.map(variants::read),
             sample: self.sample,
         };
         parts.onto(key, base).map_err(|missing| VersionError::Incomplete { key: key.to_owned(), missing }.into())
@@ -113,6 +117,9 @@ pub(in crate::http) struct Preview {
     /// Without them the sample
     #[schema(value_type = Option<Object>)]
     variables: Option<Map<String, Value>>,
+    /// What the reader would ask for, for instance `en-GB`; without it the template's own
+    #[schema(max_length = 35)]
+    locale: Option<String>,
 }
 
 /// What a version makes of some variables. Without subject and bodies when it cannot: `faults` says why.
@@ -138,9 +145,9 @@ pub(in crate::http) async fn preview(
     body: Result<Json<Members<Preview>>, JsonRejection>,
 ) -> Result<Json<Previewed>, Problem> {
     let key = key_of(key)?;
-    let Preview { source, variables } = params::body(body)?;
+    let Preview { source, variables, locale } = params::body(body)?;
     let source = source.source(&admin, &key).await?;
-    Ok(Json(try_out(&admin, source, variables).await))
+    Ok(Json(try_out(&admin, source, variables, locale).await))
 }
 
 /// Compiles and renders; without variables, the sample.
@@ -148,6 +155,7 @@ pub(in crate::http) async fn try_out(
     admin: &Arc<Admin>,
     source: TemplateSource,
     variables: Option<Map<String, Value>>,
+    locale: Option<String>,
 ) -> Previewed {
     let admin = Arc::clone(admin);
     versions::by_hand(move || {
@@ -158,7 +166,7 @@ pub(in crate::http) async fn try_out(
                 return Previewed { faults, ..Previewed::default() };
             }
         };
-        match render(&admin.mail, &template, variables.as_ref().unwrap_or(&source.sample)) {
+        match render(&admin.mail, &template, variables.as_ref().unwrap_or(&source.sample), locale.as_deref()) {
             Ok(mail) => Previewed {
                 subject: Some(mail.subject),
                 html: Some(mail.html),
@@ -178,6 +186,7 @@ fn render(
     mail: &MailConfig,
     template: &CompiledTemplate,
     variables: &Map<String, Value>,
+    locale: Option<&str>,
 ) -> Result<RenderedEmail, String> {
     let system = System {
         request_date: Utc::now(),
@@ -185,7 +194,7 @@ fn render(
         support_email: mail.support_email.as_deref(),
         support_phone: mail.support_phone.as_deref(),
         timezone: mail.timezone,
-        locale: &template.manifest().locale,
+        locale: locale.unwrap_or(&template.manifest().locale),
         unsubscribe_url: template.manifest().example_unsubscribe_url(),
     };
     template.render(variables, &system).map_err(|error| error.to_string())
@@ -204,6 +213,9 @@ pub(in crate::http) struct Test {
     /// Without it, the active version
     #[schema(minimum = 1)]
     version: Option<i32>,
+    /// What the reader would ask for, for instance `en-GB`; without it the template's own
+    #[schema(max_length = 35)]
+    locale: Option<String>,
     /// Whether a mail is sent to `to`: that needs the role operator
     #[serde(default)]
     send: bool,
@@ -241,32 +253,36 @@ pub(in crate::http) async fn test(
     if test.send {
         operator.needs(Role::Operator)?;
     }
-    Ok(Json(
-        test_version(&admin, &key, test.version, test.variables, test.to.filter(|_| test.send).as_deref(), test.send)
-            .await?,
-    ))
+    let Test { to, variables, version, locale, send } = test;
+    let trial = Trial { version, variables, locale, to: to.filter(|_| send), send };
+    Ok(Json(test_version(&admin, &key, trial).await?))
+}
+
+/// A saved version to be rendered, and to be sent if somebody is named.
+pub(in crate::http) struct Trial {
+    pub(in crate::http) version: Option<i32>,
+    pub(in crate::http) variables: Map<String, Value>,
+    pub(in crate::http) locale: Option<String>,
+    pub(in crate::http) to: Option<String>,
+    pub(in crate::http) send: bool,
 }
 
 /// Renders a saved version, and sends it if somebody is named.
-pub(in crate::http) async fn test_version(
-    admin: &Arc<Admin>,
-    key: &str,
-    version: Option<i32>,
-    variables: Map<String, Value>,
-    to: Option<&str>,
-    send: bool,
-) -> Result<Tested, Problem> {
+pub(in crate::http) async fn test_version(admin: &Arc<Admin>, key: &str, trial: Trial) -> Result<Tested, Problem> {
+    let Trial { version, variables, locale, to, send } = trial;
+    let locale = locale.filter(|locale| !locale.is_empty());
     if send {
-        EmailAddress::parse(to.unwrap_or_default())
+        EmailAddress::parse(to.as_deref().unwrap_or_default())
             .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("to: {error}")))?;
     }
     let template = saved(admin, key, version).await?;
     let (trying, compiled, given) = (Arc::clone(admin), Arc::clone(&template), variables.clone());
-    let mail = versions::by_hand(move || render(&trying.mail, &compiled, &given))
+    let asked = locale.clone();
+    let mail = versions::by_hand(move || render(&trying.mail, &compiled, &given, asked.as_deref()))
         .await
         .map_err(|words| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, words))?;
     let request_id = match to {
-        Some(to) => Some(publish_test(admin, &template, to, variables).await?),
+        Some(to) => Some(publish_test(admin, &template, to, locale, variables).await?),
         None => None,
     };
     Ok(Tested {
@@ -299,7 +315,8 @@ async fn saved(admin: &Admin, key: &str, version: Option<i32>) -> Result<Arc<Com
 async fn publish_test(
     admin: &Admin,
     template: &CompiledTemplate,
-    to: &str,
+    to: String,
+    locale: Option<String>,
     variables: Map<String, Value>,
 ) -> Result<Uuid, Problem> {
     let id = Uuid::new_v4();
@@ -308,13 +325,15 @@ async fn publish_test(
         source: "test".to_owned(),
         template_key: template.key().to_owned(),
         template_version: u32::try_from(template.version()).unwrap_or(0),
-        to: vec![to.to_owned()],
+        to: vec![to],
         variables,
         attachments: Vec::new(),
         priority: Priority::P1,
         metadata: [("test".to_owned(), "true".to_owned())].into(),
     };
-    let outgoing = publish::outgoing(&draft.into_wire(), topology::REQUESTS)
+    let mut request = draft.into_wire();
+    request.locale = locale.unwrap_or_default();
+    let outgoing = publish::outgoing(&request, topology::REQUESTS)
         .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
     admin
         .publisher

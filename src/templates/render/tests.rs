@@ -136,3 +136,79 @@ fn one_template_serves_many_threads() {
         }
     });
 }
+
+#[test]
+fn a_mail_is_in_one_language() {
+    let source: TemplateSource = serde_json::from_value(json!({
+        "key": "k", "manifest_toml": MANIFEST, "subject": "Bonjour {{a}}", "html": "{{postrider.locale}} {{> box label=b}}",
+        "text": "{{money b}}, {{datetime c}}", "partials_html": {"box": "{{label}} fr"},
+        "variants": {
+            "en": {
+                "subject": "Hello {{a}}", "html": "{{postrider.locale}} {{> box label=b}}", "text": "{{money b}}, {{datetime c}}",
+                "partials_html": {"box": "{{label}} en"}
+            },
+            "pt-BR": {
+                "subject": "Olá {{a}}", "html": "\n{{url b}}{{> box label=b}}", "text": "{{money b}}, {{datetime c}}",
+                "partials_html": {"box": "{{label}} fr"}
+            }
+        }
+    }))
+    .expect("a source");
+    let template = CompiledTemplate::compile(&source, 7, 3).unwrap_or_else(|faults| panic!("{faults:?}"));
+    assert_eq!(template.locales().collect::<Vec<_>>(), ["fr", "en", "pt-BR"]);
+    let variables = json!({"a": "Ada", "b": 1_234_567, "c": "2026-02-21T14:30:00Z"});
+    let french =
+        ["Bonjour Ada", "fr 1234567 fr", "1\u{202F}234\u{202F}567\u{A0}FCFA, 21 février 2026 à 15\u{A0}h\u{A0}30"];
+    let english = ["Hello Ada", "en 1234567 en", "1,234,567\u{A0}FCFA, 21 February 2026 at 15:30"];
+    for (asked, want) in
+        [("fr", french), ("fr-BJ", french), ("de", french), ("", french), ("en", english), ("en-GB", english)]
+    {
+        let system = System { locale: asked, ..system() };
+        let mail = template.render(variables.as_object().expect("an object"), &system).expect("a mail");
+        assert_eq!([mail.subject, mail.html, mail.text], want, "{asked}");
+    }
+    let system = System { locale: "pt-br", ..system() };
+    let error = template.render(variables.as_object().expect("an object"), &system).expect_err("no address");
+    assert_eq!(error, RenderError::NotAUrl { part: "html.pt-BR.hbs".into(), line: Some(2) });
+}
+
+#[test]
+fn faults_of_a_variant_name_its_files() {
+    let with = |variants: Value| {
+        let source: TemplateSource = serde_json::from_value(json!({
+            "key": "k", "manifest_toml": MANIFEST, "subject": "{{a}}", "html": "{{b}}{{> p}}", "text": "{{c}}",
+            "partials_html": {"p": "p"}, "variants": variants
+        }))
+        .expect("a source");
+        let faults = CompiledTemplate::compile(&source, 7, 3).err().unwrap_or_default();
+        faults.iter().map(|fault| format!("{fault}\n")).collect::<String>()
+    };
+    let variant = |html: &str, partial: &str| json!({"subject": "s", "html": html, "text": "t", "partials_html": {"p": partial, "q": "{{x}}"}});
+    assert_eq!(with(json!({"en": variant("h", "p"), "fr-BJ": variant("h", "p")})), "");
+    let found = with(json!({"en": variant("\n{{nobody}}", "p")}));
+    assert_eq!(found, "html.en.hbs:2: variable \"nobody\" is not declared in manifest.toml\n");
+    let found = with(json!({"en": variant("{{> q}}{{> p}}", "p")}));
+    assert_eq!(found, "_shared/html/q.en.hbs:1: variable \"x\" is not declared in manifest.toml\n");
+    assert!(with(json!({"fr": variant("h", "p")})).contains("html.fr.hbs: there are two variants for fr"));
+    assert!(
+        with(json!({"en": variant("h", "p"), "EN": variant("h", "p")})).contains("html.EN.hbs: what stands before")
+    );
+    assert!(with(json!({"en-gb": variant("h", "p"), "en-GB": variant("h", "p")})).contains("two variants for en-gb"));
+    let many: Map<String, Value> = (0..21).map(|n| (format!("x{}", char::from(b'a' + n)), variant("h", "p"))).collect();
+    assert!(with(Value::Object(many)).contains("at most 20 are allowed"));
+}
+
+#[test]
+fn lines_of_errors_are_those_that_were_written() {
+    let html = "<style>\np { color: red }\n</style>\n\n\n<p>{{url a}}</p>";
+    let source: TemplateSource = serde_json::from_value(json!({
+        "key": "k", "manifest_toml": MANIFEST, "subject": "s", "html": html, "text": "{{b}}{{c}}",
+        "sample": {"a": "https://a.bj", "b": "b", "c": "c"}
+    }))
+    .expect("a source");
+    let template = CompiledTemplate::compile(&source, 7, 3).unwrap_or_else(|faults| panic!("{faults:?}"));
+    let sent = template.render(&source.sample, &system()).expect("a mail").html;
+    assert!(sent.ends_with("<p style=\"color:red\">https://a.bj</p>"), "{sent}");
+    let error = render(&template, &json!({"a": "none", "b": "b"})).expect_err("no address");
+    assert_eq!(error, RenderError::NotAUrl { part: "html.hbs".into(), line: Some(6) });
+}

@@ -18,7 +18,11 @@ use crate::{
         auth::Operator,
         params::bad,
         problem::Problem,
-        templates::{key_of, trial::test_version, use_it_here},
+        templates::{
+            key_of,
+            trial::{Trial, test_version},
+            use_it_here,
+        },
     },
     store::templates::change::Expects,
     versions::{self, Editor, VersionError},
@@ -107,6 +111,7 @@ pub(in crate::http::pages) async fn deactivate(
 pub(in crate::http::pages) struct Testing {
     to: String,
     version: i32,
+    locale: Option<String>,
     variables: String,
 }
 
@@ -119,7 +124,9 @@ pub(in crate::http::pages) async fn test(
     session.operator.needs(Role::Operator)?;
     let key = key_of(key)?;
     let variables = object("variables", &form.variables)?;
-    let tested = test_version(&admin, &key, Some(form.version), variables, Some(form.to.trim()), true).await?;
+    let to = Some(form.to.trim().to_owned());
+    let trial = Trial { version: Some(form.version), variables, locale: form.locale, to, send: true };
+    let tested = test_version(&admin, &key, trial).await?;
     let request = tested.request_id.map(|id| id.to_string()).unwrap_or_default();
     Ok(Redirect::to(&format!("/templates/{key}?sent={request}")))
 }

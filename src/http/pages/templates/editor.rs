@@ -3,7 +3,10 @@
 //! Without a script a button shows each preview; with one, they follow the writing.
 //! Invariant: whatever is refused, what was written is still there.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::{
     extract::{Path, Query, State, rejection::QueryRejection},
@@ -18,7 +21,7 @@ use super::{
     change::{self, object},
     csrf,
     frame::subject,
-    is_admin, page,
+    is_admin, locale_choice, page,
 };
 use crate::{
     config::Role,
@@ -27,12 +30,14 @@ use crate::{
         problem::Problem,
         templates::{key_of, unknown, use_it_here},
     },
-    templates::{TemplateSource, lint},
+    templates::{Inspection, TemplateSource, Variant, inspect, is_locale},
     versions::{self, Finding, Parts, Severity, VersionError},
 };
 
 /// What begins the names of the partials' fields.
 const PARTIALS: [&str; 2] = ["html/", "text/"];
+/// What begins the names of a variant's fields: its locale and a slash follow.
+const VARIANT: &str = "variant/";
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -70,7 +75,69 @@ impl Written {
         for (prefix, partials) in PARTIALS.into_iter().zip([source.partials_html, source.partials_text]) {
             fields.extend(partials.into_iter().map(|(name, text)| (format!("{prefix}{name}"), text)));
         }
-        Self { fields }
+        let mut written = Self { fields };
+        for (locale, variant) in source.variants {
+            written.put(&locale, variant);
+        }
+        written
+    }
+
+    /// Puts the fields of a variant in.
+    fn put(&mut self, locale: &str, variant: Variant) {
+        let begin = format!("{VARIANT}{locale}/");
+        let Variant { subject, html, text, partials_html, partials_text } = variant;
+        let plain = [("subject", subject), ("html_content", html), ("text_content", text)];
+        self.fields.extend(plain.into_iter().map(|(name, text)| (format!("{begin}{name}"), text)));
+        for (prefix, partials) in PARTIALS.into_iter().zip([partials_html, partials_text]) {
+            self.fields.extend(partials.into_iter().map(|(name, text)| (format!("{begin}{prefix}{name}"), text)));
+        }
+    }
+
+    /// Does what a button asks for; false: it is none of ours.
+    fn press(&mut self, pressed: &str) -> bool {
+        if let Some(locale) = pressed.strip_prefix("remove-locale/") {
+            let begin = format!("{VARIANT}{locale}/");
+            self.fields.retain(|name, _| !name.starts_with(&begin));
+            return true;
+        }
+        let locale = self.field("new_locale").trim().to_owned();
+        if pressed == "add-locale" && is_locale(&locale) && !self.locales().contains(&locale) {
+            // Begun from what there is: whoever translates overwrites it.
+            let variant = Variant {
+                subject: self.field("subject").to_owned(),
+                html: self.field("html_content").to_owned(),
+                text: self.field("text_content").to_owned(),
+                partials_html: self.partials(PARTIALS[0]),
+                partials_text: self.partials(PARTIALS[1]),
+            };
+            self.put(&locale, variant);
+            self.fields.insert("shown_locale".to_owned(), locale);
+            self.fields.remove("new_locale");
+        }
+        pressed == "add-locale"
+    }
+
+    /// The variants' locales.
+    fn locales(&self) -> BTreeSet<String> {
+        let names = self.fields.keys().filter_map(|name| name.strip_prefix(VARIANT)?.split_once('/'));
+        names.map(|(locale, _)| locale.to_owned()).collect()
+    }
+
+    /// The locale that the previews show; nothing: the template's own.
+    pub(super) fn locale(&self) -> Option<String> {
+        Some(self.field("shown_locale").to_owned()).filter(|locale| !locale.is_empty())
+    }
+
+    fn variant(&self, locale: &str) -> Variant {
+        let begin = format!("{VARIANT}{locale}/");
+        let text = |name: &str| self.field(&format!("{begin}{name}")).to_owned();
+        Variant {
+            subject: text("subject"),
+            html: text("html_content"),
+            text: text("text_content"),
+            partials_html: self.partials(&format!("{begin}{}", PARTIALS[0])),
+            partials_text: self.partials(&format!("{begin}{}", PARTIALS[1])),
+        }
     }
 
     fn field(&self, name: &str) -> &str {
@@ -96,6 +163,7 @@ impl Written {
             text: text("text_content"),
             partials_html: Some(self.partials(PARTIALS[0])),
             partials_text: Some(self.partials(PARTIALS[1])),
+            variants: Some(self.locales().into_iter().map(|locale| (locale.clone(), self.variant(&locale))).collect()),
             sample: Some(object("sample", self.field("sample"))?),
         };
         parts.onto(key, None).map_err(|missing| params::bad(format!("missing: {}", missing.join(", "))))
@@ -125,7 +193,7 @@ pub(in crate::http::pages) async fn open(
     let source = versions::base(&admin.store, &from, asked.version).await?.ok_or_else(unknown)?;
     let shown = asked.version.or(active).filter(|_| from == key);
     let written = Written::of(TemplateSource { key: key.clone(), ..source }, active);
-    let verdict = Verdict { subject: subject(&admin, written.source(&key)?).await, ..Verdict::default() };
+    let verdict = Verdict { subject: subject(&admin, written.source(&key)?, None).await, ..Verdict::default() };
     Ok(editor(&session, &key, &written, shown, &verdict).into_response())
 }
 
@@ -137,7 +205,10 @@ pub(in crate::http::pages) async fn submit(
 ) -> Result<Response, PageError> {
     let Posted { session, form } = posted;
     let key = key_of(key)?;
-    let written = Written::read(&form);
+    let mut written = Written::read(&form);
+    if form.get("do").is_some_and(|pressed| written.press(pressed)) {
+        return Ok(editor(&session, &key, &written, None, &Verdict::default()).into_response());
+    }
     let source = match written.source(&key) {
         Ok(source) => source,
         Err(problem) => {
@@ -155,10 +226,13 @@ pub(in crate::http::pages) async fn submit(
             } else {
                 // While somebody writes, what producers send is not looked up again and again.
                 let written = source.clone();
-                let faults = versions::by_hand(move || lint(&written)).await;
-                Some(faults.into_iter().map(Finding::fault).collect::<Vec<_>>()).filter(|faults| !faults.is_empty())
+                let Inspection { faults, remarks } = versions::by_hand(move || inspect(&written)).await;
+                let remarks = remarks.into_iter().map(Finding::worth_a_look);
+                let found: Vec<Finding> = faults.into_iter().map(Finding::fault).chain(remarks).collect();
+                Some(found).filter(|found| !found.is_empty())
             };
-            let verdict = Verdict { subject: subject(&admin, source).await, findings, refused: None };
+            let subject = subject(&admin, source, written.locale()).await;
+            let verdict = Verdict { subject, findings, refused: None };
             return Ok(editor(&session, &key, &written, None, &verdict).into_response());
         }
     };
@@ -215,12 +289,12 @@ fn editor(
                     (area(written, "text_content", "Text", 12))
                     (area(written, "sample", "Sample variables (JSON)", 8))
                     (area(written, "manifest", "Manifest (TOML)", 12))
-                    @for (prefix, kind) in PARTIALS.into_iter().zip(["HTML", "text"]) {
-                        @for name in written.partials(prefix).keys() {
-                            details {
-                                summary { "Partial of the " (kind) " part: " (name) }
-                                (area(written, &format!("{prefix}{name}"), &format!("{name} ({kind})"), 10))
-                            }
+                    (partials(written, ""))
+                    @for locale in written.locales() { (variant(session, written, &locale)) }
+                    @if is_admin(session) {
+                        div.filter {
+                            label { "Another language" input type="text" name="new_locale" placeholder="en, fr-BJ" maxlength="35" autocapitalize="none" autocomplete="off" spellcheck="false" value=(written.field("new_locale")); }
+                            div.row { button.quiet type="submit" name="do" value="add-locale" { "Add it" } }
                         }
                     }
                     div.row {
@@ -236,6 +310,9 @@ fn editor(
                 }
                 section.card aria-labelledby="previews" {
                     h2 #previews { "What it looks like" }
+                    @if !written.locales().is_empty() {
+                        div.filter { (locale_choice("shown_locale", written.locales().iter(), written.locale().as_deref())) }
+                    }
                     p.row.without-script {
                         button.quiet type="submit" formaction=(frame("html")) formtarget="preview-phone" { "Show on a phone" }
                         button.quiet type="submit" formaction=(frame("html")) formtarget="preview-desktop" { "Show on a desktop" }
@@ -254,6 +331,37 @@ fn editor(
         }
     };
     page(session, Section::Templates, &title, &body)
+}
+
+/// The partials of both parts; `begin` is what begins their fields' names besides.
+fn partials(written: &Written, begin: &str) -> Markup {
+    html! {
+        @for (prefix, kind) in PARTIALS.into_iter().zip(["HTML", "text"]) {
+            @for name in written.partials(&format!("{begin}{prefix}")).keys() {
+                details {
+                    summary { "Partial of the " (kind) " part: " (name) }
+                    (area(written, &format!("{begin}{prefix}{name}"), &format!("{name} ({kind})"), 10))
+                }
+            }
+        }
+    }
+}
+
+/// A variant, folded up unless the previews show it.
+fn variant(session: &Session, written: &Written, locale: &str) -> Markup {
+    let begin = format!("{VARIANT}{locale}/");
+    html! {
+        details open[written.locale().as_deref() == Some(locale)] {
+            summary { "In another language: " (locale) }
+            (area(written, &format!("{begin}subject"), &format!("Subject ({locale})"), 2))
+            (area(written, &format!("{begin}html_content"), &format!("HTML ({locale})"), 18))
+            (area(written, &format!("{begin}text_content"), &format!("Text ({locale})"), 12))
+            (partials(written, &begin))
+            @if is_admin(session) {
+                div.row { button.quiet type="submit" name="do" value=(format!("remove-locale/{locale}")) { "Remove " (locale) } }
+            }
+        }
+    }
 }
 
 fn area(written: &Written, name: &str, label: &str, rows: usize) -> Markup {

@@ -28,6 +28,8 @@ pub(in crate::http::pages) struct Part {
     #[serde(default)]
     part: PartName,
     version: Option<i32>,
+    /// Without it the template's own.
+    locale: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -47,7 +49,7 @@ pub(in crate::http::pages) async fn saved(
 ) -> Result<Response, PageError> {
     let key = key_of(key)?;
     let source = one(&admin, &key, asked.version.unwrap_or_default()).await?;
-    Ok(document(&admin, source, asked.part).await)
+    Ok(document(&admin, source, asked.part, asked.locale).await)
 }
 
 /// What stands in the editor.
@@ -58,14 +60,15 @@ pub(in crate::http::pages) async fn unsaved(
     posted: Posted<BTreeMap<String, String>>,
 ) -> Result<Response, PageError> {
     let key = key_of(key)?;
-    match editor::Written::read(&posted.form).source(&key) {
-        Ok(source) => Ok(document(&admin, source, asked.part).await),
+    let written = editor::Written::read(&posted.form);
+    match written.source(&key) {
+        Ok(source) => Ok(document(&admin, source, asked.part, written.locale()).await),
         Err(problem) => Ok(words(&[problem.detail().to_owned()])),
     }
 }
 
-async fn document(admin: &Arc<Admin>, source: TemplateSource, part: PartName) -> Response {
-    let Previewed { html, text, faults, .. } = try_out(admin, source, None).await;
+async fn document(admin: &Arc<Admin>, source: TemplateSource, part: PartName, locale: Option<String>) -> Response {
+    let Previewed { html, text, faults, .. } = try_out(admin, source, None, locale).await;
     match (part, html, text) {
         (PartName::Html, Some(html), _) => mail_document(html),
         (PartName::Text, _, Some(text)) => mail_document(
@@ -85,6 +88,6 @@ fn words(faults: &[String]) -> Response {
 }
 
 /// The subject as it would be, or nothing.
-pub(super) async fn subject(admin: &Arc<Admin>, source: TemplateSource) -> Option<String> {
-    try_out(admin, source, None).await.subject
+pub(super) async fn subject(admin: &Arc<Admin>, source: TemplateSource, locale: Option<String>) -> Option<String> {
+    try_out(admin, source, None, locale).await.subject
 }

@@ -1,4 +1,4 @@
-//! Amounts, numbers and dates as French readers write them. Pure.
+//! Amounts, numbers and dates as the readers of a language write them. Pure.
 //!
 //! Invariant: nothing fails. What cannot be understood comes back as text, so that an odd value shows as it was given
 //! instead of stopping the mail.
@@ -16,7 +16,7 @@ const DIGITS_MAX: usize = 40;
 /// Most decimals of a number that is not money.
 const DECIMALS_MAX: usize = 4;
 
-const MONTHS: [&str; 12] = [
+const MONTHS_FR: [&str; 12] = [
     "janvier",
     "février",
     "mars",
@@ -30,6 +30,50 @@ const MONTHS: [&str; 12] = [
     "novembre",
     "décembre",
 ];
+const MONTHS_EN: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
+/// Whose way of writing figures and dates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    /// `1 234,5` and `21 février 2026 à 15 h 30`.
+    French,
+    /// `1,234.5` and `21 February 2026 at 15:30`: day first, 24 hours, so that nobody takes a day for a month.
+    English,
+    /// Of a language whose words are not known here: `1 234.5` and `2026-02-21 15:30`, which nobody misreads.
+    Neutral,
+}
+
+impl Style {
+    /// That of a locale's language.
+    pub(super) fn of(locale: &str) -> Self {
+        match locale.split('-').next() {
+            Some("fr") => Self::French,
+            Some("en") => Self::English,
+            _ => Self::Neutral,
+        }
+    }
+
+    const fn group(self) -> char {
+        if matches!(self, Self::English) { ',' } else { NARROW }
+    }
+
+    const fn point(self) -> char {
+        if matches!(self, Self::French) { ',' } else { '.' }
+    }
+}
 
 /// A value as text: what `{{x}}` would print, but for lists (items and commas, no brackets) and objects (JSON).
 pub(super) fn text(value: &Value) -> String {
@@ -105,18 +149,18 @@ impl Decimal {
         self
     }
 
-    /// `1 234,5`.
-    fn french(&self) -> String {
+    /// `1 234,5`, `1,234.5`.
+    fn in_style(&self, style: Style) -> String {
         let mut out = String::with_capacity(self.whole.len() * 2 + self.fraction.len() + 2);
         out.push_str(self.sign());
         for (index, digit) in self.whole.char_indices() {
             if index > 0 && (self.whole.len() - index).is_multiple_of(3) {
-                out.push(NARROW);
+                out.push(style.group());
             }
             out.push(digit);
         }
         if !self.fraction.is_empty() {
-            out.push(',');
+            out.push(style.point());
             out.push_str(&self.fraction);
         }
         out
@@ -160,8 +204,8 @@ pub(super) fn number_of(value: &Value) -> Option<f64> {
     decimal(value).map(|number| number.as_f64())
 }
 
-/// `450 000 FCFA`; two decimals when there are any.
-pub(super) fn money(value: &Value) -> String {
+/// `450 000 FCFA`; two decimals when there are any. People in either language call the XOF so.
+pub(super) fn money(value: &Value, style: Style) -> String {
     if is_blank(value) {
         return String::new();
     }
@@ -170,7 +214,7 @@ pub(super) fn money(value: &Value) -> String {
             if number.fraction.len() == 1 {
                 number.fraction.push('0');
             }
-            number.french()
+            number.in_style(style)
         }
         None => text(value).trim().to_owned(),
     };
@@ -178,12 +222,12 @@ pub(super) fn money(value: &Value) -> String {
 }
 
 /// `1 234,5`.
-pub(super) fn number(value: &Value) -> String {
-    decimal(value).map_or_else(|| text(value), |number| number.rounded(DECIMALS_MAX).french())
+pub(super) fn number(value: &Value, style: Style) -> String {
+    decimal(value).map_or_else(|| text(value), |number| number.rounded(DECIMALS_MAX).in_style(style))
 }
 
-/// `99,95 %`.
-pub(super) fn percent(value: &Value) -> String {
+/// `99,95 %`; in English `99.95%`.
+pub(super) fn percent(value: &Value, style: Style) -> String {
     if is_blank(value) {
         return String::new();
     }
@@ -192,35 +236,78 @@ pub(super) fn percent(value: &Value) -> String {
         Value::String(text) => Value::String(text.trim().trim_end_matches('%').trim_end().to_owned()),
         other => other.clone(),
     };
-    format!("{}{NO_BREAK}%", number(&bare))
+    let number = number(&bare, style);
+    if style == Style::English { format!("{number}%") } else { format!("{number}{NO_BREAK}%") }
 }
 
 /// `21 février 2026`, of RFC 3339 (its day in `zone`) or YYYY-MM-DD.
-pub(super) fn date(value: &Value, zone: Tz) -> String {
+pub(super) fn date(value: &Value, style: Style, zone: Tz) -> String {
     let written = text(value);
     let day = match DateTime::parse_from_rfc3339(written.trim()) {
         Ok(time) => Some(time.with_timezone(&zone).date_naive()),
         Err(_) => NaiveDate::parse_from_str(written.trim(), "%Y-%m-%d").ok(),
     };
-    day.map_or(written, long_date)
+    day.map_or(written, |day| long_date(day, style))
 }
 
 /// `21 février 2026 à 15 h 30`, of RFC 3339, in `zone`.
-pub(super) fn datetime(value: &Value, zone: Tz) -> String {
+pub(super) fn datetime(value: &Value, style: Style, zone: Tz) -> String {
     let written = text(value);
     let Ok(time) = DateTime::parse_from_rfc3339(written.trim()) else { return written };
     let time = time.with_timezone(&zone);
-    format!("{} à {}{NO_BREAK}h{NO_BREAK}{:02}", long_date(time.date_naive()), time.hour(), time.minute())
+    let (day, hour, minute) = (long_date(time.date_naive(), style), time.hour(), time.minute());
+    match style {
+        Style::French => format!("{day} à {hour}{NO_BREAK}h{NO_BREAK}{minute:02}"),
+        Style::English => format!("{day} at {hour:02}:{minute:02}"),
+        Style::Neutral => format!("{day} {hour:02}:{minute:02}"),
+    }
 }
 
-fn long_date(day: NaiveDate) -> String {
-    let number = if day.day() == 1 { "1er".to_owned() } else { day.day().to_string() };
-    format!("{number} {} {}", MONTHS[day.month0() as usize], day.year())
+fn long_date(day: NaiveDate, style: Style) -> String {
+    let (number, month, year) = (day.day(), day.month0() as usize, day.year());
+    match style {
+        Style::French if number == 1 => format!("1er {} {year}", MONTHS_FR[month]),
+        Style::French => format!("{number} {} {year}", MONTHS_FR[month]),
+        Style::English => format!("{number} {} {year}", MONTHS_EN[month]),
+        Style::Neutral => day.format("%Y-%m-%d").to_string(),
+    }
 }
 
-/// The first form below two, the second from two on.
-pub(super) fn plural<'a>(count: &Value, one: &'a str, many: &'a str) -> &'a str {
+/// A month's name, of its name in French or English, or its number: `février`, `February`, 2. Anything else as it is.
+pub(super) fn month_name(value: &Value, style: Style) -> String {
+    let written = text(value);
+    let names = match style {
+        Style::French => &MONTHS_FR,
+        Style::English => &MONTHS_EN,
+        Style::Neutral => return written,
+    };
+    let plain = written.trim().to_lowercase();
+    let month = match plain.parse::<usize>() {
+        Ok(number) => number.checked_sub(1),
+        Err(_) => (0..12).find(|&month| {
+            [MONTHS_FR[month], MONTHS_EN[month]].iter().any(|name| unaccented(name) == unaccented(&plain))
+        }),
+    };
+    month.and_then(|month| names.get(month)).map_or(written, |name| (*name).to_owned())
+}
+
+/// Lower case, without the accents that French months have: producers leave them out.
+fn unaccented(text: &str) -> String {
+    text.to_lowercase().replace(['é', 'è'], "e").replace('û', "u")
+}
+
+/// The first form for one, the second for more. French has the first for nothing and for one and a half as well.
+pub(super) fn plural<'a>(count: &Value, one: &'a str, many: &'a str, style: Style) -> &'a str {
     match number_of(count) {
+        // Exactly one, as it was written.
+        #[allow(clippy::float_cmp)]
+        Some(number) if style != Style::French => {
+            if number.abs() == 1.0 {
+                one
+            } else {
+                many
+            }
+        }
         Some(number) if number.abs() < 2.0 => one,
         Some(_) => many,
         None if is_blank(count) => one,
@@ -297,7 +384,7 @@ mod tests {
             (json!(true), "true_FCFA"),
             (json!([1, 2]), "1, 2_FCFA"),
         ] {
-            assert_eq!(shown(&money(&value)), want, "{value}");
+            assert_eq!(shown(&money(&value, Style::French)), want, "{value}");
         }
     }
 
@@ -315,7 +402,7 @@ mod tests {
             (json!(null), ""),
             (json!({"a": 1}), "{\"a\":1}"),
         ] {
-            assert_eq!(shown(&number(&value)), want, "{value}");
+            assert_eq!(shown(&number(&value, Style::French)), want, "{value}");
         }
         for (value, want) in [
             (json!(99.95), "99,95_%"),
@@ -326,7 +413,7 @@ mod tests {
             (json!("n/a"), "n/a_%"),
             (json!(null), ""),
         ] {
-            assert_eq!(shown(&percent(&value)), want, "{value}");
+            assert_eq!(shown(&percent(&value, Style::French)), want, "{value}");
         }
     }
 
@@ -344,8 +431,8 @@ mod tests {
             (json!(null), "", ""),
             (json!(20260221), "20260221", "20260221"),
         ] {
-            assert_eq!(date(&value, zone), want_date, "{value}");
-            assert_eq!(shown(&datetime(&value, zone)), want_datetime, "{value}");
+            assert_eq!(date(&value, Style::French, zone), want_date, "{value}");
+            assert_eq!(shown(&datetime(&value, Style::French, zone)), want_datetime, "{value}");
         }
     }
 
@@ -361,7 +448,7 @@ mod tests {
             (json!(null), "site"),
             (json!("plusieurs"), "sites"),
         ] {
-            assert_eq!(plural(&count, "site", "sites"), want, "{count}");
+            assert_eq!(plural(&count, "site", "sites", Style::French), want, "{count}");
         }
         for (done, total, want) in [
             (json!(26), json!(40), 65),
@@ -381,5 +468,59 @@ mod tests {
         assert_eq!(lines(&json!(["a", 1.0, null, " ", "b\nc"])), ["a", "1", "b\nc"]);
         assert_eq!(lines(&json!(null)), Vec::<String>::new());
         assert_eq!(lines(&json!(45)), ["45"]);
+    }
+
+    #[test]
+    fn other_languages() {
+        use Style::{English, French, Neutral};
+        let zone = chrono_tz::Africa::PortoNovo;
+        for (locale, style) in
+            [("fr", French), ("fr-BJ", French), ("en-GB", English), ("fra", Neutral), ("pt", Neutral)]
+        {
+            assert_eq!(Style::of(locale), style, "{locale}");
+        }
+        assert_eq!(shown(&money(&json!(12_000_000_000_i64), English)), "12,000,000,000_FCFA");
+        assert_eq!(shown(&money(&json!("1234,5"), English)), "1,234.50_FCFA");
+        assert_eq!(shown(&money(&json!("-1234567"), Neutral)), "-1'234'567_FCFA");
+        assert_eq!(
+            (number(&json!(-1234.5), English), percent(&json!("99,95 %"), English)),
+            ("-1,234.5".into(), "99.95%".into())
+        );
+        assert_eq!(
+            (shown(&number(&json!(1234.5), Neutral)), shown(&percent(&json!(7), Neutral))),
+            ("1'234.5".into(), "7_%".into())
+        );
+        let at = json!("2026-03-01T07:05:00+01:00");
+        assert_eq!(
+            (date(&at, English, zone), datetime(&at, English, zone)),
+            ("1 March 2026".into(), "1 March 2026 at 07:05".into())
+        );
+        assert_eq!(
+            (date(&at, Neutral, zone), datetime(&at, Neutral, zone)),
+            ("2026-03-01".into(), "2026-03-01 07:05".into())
+        );
+        for (count, want) in
+            [(json!(0), "sites"), (json!(1), "site"), (json!(-1), "site"), (json!(1.5), "sites"), (json!(2), "sites")]
+        {
+            assert_eq!(plural(&count, "site", "sites", English), want, "{count}");
+        }
+        for (month, french, english) in [
+            (json!("février"), "février", "February"),
+            (json!(" Fevrier"), "février", "February"),
+            (json!("AUGUST"), "août", "August"),
+            (json!(12), "décembre", "December"),
+            (json!("02"), "février", "February"),
+            (json!(0), "0", "0"),
+            (json!(13), "13", "13"),
+            (json!("premier trimestre"), "premier trimestre", "premier trimestre"),
+            (json!(null), "", ""),
+        ] {
+            assert_eq!(
+                (month_name(&month, French), month_name(&month, English)),
+                (french.into(), english.into()),
+                "{month}"
+            );
+        }
+        assert_eq!(month_name(&json!("février"), Neutral), "février");
     }
 }
