@@ -27,7 +27,7 @@ use crate::{
         public::{Public, unsubscribe::Desk},
     },
     journal::{Journal, JournalError},
-    lanes::{Pauses, Reporter},
+    lanes::{Pauses, Reporter, count},
     metrics::Metrics,
     outbox::Outbox,
     pipeline::{Budget, Memory, Pipeline, Quarantine},
@@ -38,6 +38,10 @@ use crate::{
     service_manager::{self, Beat},
     smtp::Relays,
     store::{Store, StoreError},
+    telemetry::{
+        otlp::{Otlp, OtlpError},
+        span::Tracer,
+    },
     templates::Catalogue,
 };
 
@@ -88,6 +92,9 @@ pub enum AppError {
     /// Metrics cannot be set up.
     #[error("{0}")]
     Metrics(#[from] crate::metrics::MetricsError),
+    /// Traces and metrics cannot be pushed.
+    #[error("{0}")]
+    Otlp(#[from] OtlpError),
     /// A task ended that never should.
     #[error("a task of the daemon ended unexpectedly: {0}")]
     Task(String),
@@ -133,11 +140,28 @@ impl Listeners {
 /// # Errors
 /// As [`run`].
 pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToken) -> Result<ExitCode, AppError> {
-    let metrics = Arc::new(Metrics::new()?);
+    let (otlp, reader) = Otlp::start(&config.telemetry)?;
+    let metrics = Arc::new(Metrics::pushed_by(&otlp, reader)?);
+    let ended = Box::pin(run_observed(listeners, config, stop, Arc::clone(&metrics), otlp.tracer())).await;
+    // What the last mails came to is told before the end, whatever the end is.
+    tokio::join!(otlp.shut_down(), metrics.shut_down());
+    ended
+}
+
+/// The same, counted and traced.
+async fn run_observed(
+    listeners: Listeners,
+    config: Config,
+    stop: CancellationToken,
+    metrics: Arc<Metrics>,
+    tracer: Tracer,
+) -> Result<ExitCode, AppError> {
     let store = Store::new(&config.store, config.pipeline.lease)?;
     let relays = Relays::new(&config.smtp)?;
-    metrics.observe_relays(&relays);
     let catalogue = Arc::new(Catalogue::new());
+    metrics.observe_relays(&relays);
+    metrics.observe_store(&store);
+    metrics.observe_templates(&catalogue);
     let topology = Topology::new(&config.broker);
     let consume_link = Arc::new(Link::new(&config.broker, Purpose::Consume)?);
     let publish_link = Arc::new(Link::new(&config.broker, Purpose::Publish)?);
@@ -145,6 +169,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     let replays = Arc::new(Publisher::new(Arc::clone(&publish_link), REPLAY_CHANNELS));
     let lanes = PerLane::from_fn(|_| watch::Sender::new(ConsumerState::Starting));
 
+    metrics.observe_lanes(PerLane::from_fn(|lane| lanes.get(lane).subscribe()));
     let pauses = Pauses::new(Arc::clone(&store));
     let reporter = Arc::new(Reporter {
         store: Arc::clone(&store),
@@ -175,6 +200,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         failures: SignInFailures::default(),
     });
     let lease_beat = Arc::new(Beat::default());
+    metrics.observe_readiness(Arc::downgrade(&admin), Admin::is_ready);
     if let Ok(addr) = listeners.admin.local_addr() {
         tracing::info!(%addr, "admin listener");
         if service_manager::is_listening() {
@@ -213,6 +239,8 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
     };
     tasks.spawn(Arc::clone(&store).keep_lease(figures, end.clone()));
     tasks.spawn(Arc::clone(metrics.figures()).keep(end.clone()));
+    let gauge = DepthGauge::new(Arc::clone(&consume_link), topology.clone());
+    tasks.spawn(count(Arc::clone(&store), gauge, Arc::clone(metrics.counted()), end.clone()));
     tasks.spawn(Arc::clone(&store).listen(end.clone()));
     tasks.spawn(Arc::clone(&pauses).follow(end.clone()));
     let tries_default = config.pipeline.tries_default;
@@ -273,6 +301,7 @@ pub async fn run_on(listeners: Listeners, config: Config, stop: CancellationToke
         topology,
         has_feedback,
         metrics,
+        tracer,
         quarantine: Quarantine::default(),
         budget: Budget::default(),
         memory: Memory::default(),

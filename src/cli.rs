@@ -46,6 +46,9 @@ mod lanes;
 /// `postrider retention`.
 mod retention;
 
+/// `postrider metrics`.
+mod metrics;
+
 /// `postrider check`.
 mod check;
 
@@ -144,6 +147,8 @@ enum Command {
     /// Show what is due to be forgotten or deleted, and do it.
     #[command(subcommand)]
     Retention(retention::Command),
+    /// Describe every metric that a daemon serves and pushes.
+    Metrics(metrics::Args),
     /// Bring the database's schema up to date.
     Migrate,
     /// Check settings, broker, database and relays, and say what is wrong.
@@ -192,6 +197,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Events(command) => events::run(&context, command).await,
         Command::Lanes(args) => lanes::run(&context, args).await,
         Command::Retention(command) => retention::run(&context, command).await,
+        Command::Metrics(args) => metrics::run(&context, &args),
         Command::Migrate => migrate(&context).await,
         Command::Check => check::run(&context).await,
         Command::Health(args) => health::run(&context, args).await,

@@ -68,6 +68,8 @@ mod attachments;
 
 mod dkim;
 
+mod telemetry;
+
 #[cfg(test)]
 mod tests;
 
@@ -78,6 +80,7 @@ pub use fault::{Fault, Faults};
 pub use setting::{Group, Need, Setting, env_example};
 pub use source::{Environment, Settings};
 pub use table::SETTINGS;
+pub use telemetry::{Endpoint, Sampling, TelemetryConfig};
 
 /// Everything the daemon is told. Secrets are wrapped, so that `Debug` does not show them.
 #[derive(Debug, Clone)]
@@ -100,6 +103,8 @@ pub struct Config {
     pub sns: SnsConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Traces and metrics that are pushed.
+    pub telemetry: TelemetryConfig,
     /// What is odd but not wrong, such as a name that looks like a setting and is none; for the log at start.
     pub warnings: Vec<String>,
 }

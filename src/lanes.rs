@@ -12,7 +12,11 @@ mod report;
 /// All daemons together.
 mod fleet;
 
+/// What waits, for metrics.
+mod counting;
+
 pub use self::{
+    counting::count,
     fleet::{Daemon, Fleet, LaneState},
     pauses::Pauses,
     report::{DaemonReport, LaneReport, RelayReport, Reporter},

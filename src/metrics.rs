@@ -1,10 +1,20 @@
-//! What is counted: OpenTelemetry instruments, served to Prometheus on `/metrics`.
+//! What is counted: OpenTelemetry instruments, served to Prometheus on `/metrics` and pushed to a collector where there is one.
 //!
-//! Invariant: labels are lane, template, outcome, result, reason, relay, fault: closed or small sets. Never an address, never a
-//! request id.
+//! A new metric is a line of [`table`], an instrument made from it, and a method that counts. The tests find what lacks one of these.
 
 /// How each lane fares at this moment.
 pub mod figures;
+
+/// One metric as it is declared.
+pub mod instrument;
+
+/// All metrics.
+pub mod table;
+
+/// What waits.
+pub mod queues;
+
+mod daemon;
 
 mod relays;
 
@@ -14,10 +24,10 @@ mod retention;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -25,21 +35,29 @@ use opentelemetry::{
     KeyValue,
     metrics::{Counter, Histogram, Meter, MeterProvider, UpDownCounter},
 };
-use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::metrics::{MeterProviderBuilder, SdkMeterProvider};
+use opentelemetry_semantic_conventions::attribute as semconv;
 use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::sync::watch;
 
-use self::figures::Figures;
+use self::{figures::Figures, queues::Counted};
 use crate::{
-    email::{Envelope, Lane},
+    broker::{ConsumerState, topology},
+    email::{Envelope, Lane, PerLane, Reason, Status},
+    feedback::front_door::Fault,
     smtp::Relays,
-    store::{Applied, retention::Action},
+    store::{
+        Applied, Store,
+        retention::{Action, steps},
+    },
+    telemetry::otlp::{MetricsReader, Otlp},
+    templates::Catalogue,
 };
 
 /// What all instruments belong to.
 const METER: &str = "postrider";
-/// Seconds from publish to the relay's 250: from a millisecond on loopback to the longest rung of a ladder.
-const LATENCY_BUCKETS: [f64; 16] =
-    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 21_600.0];
+/// How long the last push may take when the daemon stops.
+const FLUSH_MAX: Duration = Duration::from_secs(3);
 
 /// What [`crate::email::Outcome`] calls a try that ended without a decision.
 const DEFERRED: &str = "deferred";
@@ -51,6 +69,8 @@ pub struct Metrics {
     provider: SdkMeterProvider,
     accepted: Counter<u64>,
     outcomes: Counter<u64>,
+    retries: Counter<u64>,
+    stopped: Counter<u64>,
     settled: Counter<u64>,
     dead: Counter<u64>,
     over_cap: Counter<u64>,
@@ -72,6 +92,14 @@ pub struct Metrics {
     events_since: Arc<AtomicI64>,
     attachments: attachments::Attachments,
     retention: retention::RetentionSeries,
+    /// What every delivery of a lane is labelled with; texts are shared, not copied.
+    of_lanes: PerLane<[KeyValue; 3]>,
+    consumed: Counter<u64>,
+    processed: Histogram<f64>,
+    published: Counter<u64>,
+    publishing: Histogram<f64>,
+    /// What waits, as the broker counts it.
+    counted: Counted,
     figures: Arc<Figures>,
 }
 
@@ -81,11 +109,29 @@ pub struct Metrics {
 pub struct MetricsError(String);
 
 impl Metrics {
-    /// Makes the instruments.
+    /// Makes the instruments, for `/metrics` only.
     ///
     /// # Errors
     /// When the exporter cannot be registered.
     pub fn new() -> Result<Self, MetricsError> {
+        Self::build(SdkMeterProvider::builder())
+    }
+
+    /// The same, pushed as well where there is somebody to push to.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn pushed_by(otlp: &Otlp, reader: Option<MetricsReader>) -> Result<Self, MetricsError> {
+        let mut builder = SdkMeterProvider::builder().with_resource(otlp.resource().clone());
+        if let Some(reader) = reader {
+            builder = builder.with_reader(reader);
+        }
+        let metrics = Self::build(builder)?;
+        daemon::exports(&metrics.provider.meter(METER), otlp.exported());
+        Ok(metrics)
+    }
+
+    fn build(builder: MeterProviderBuilder) -> Result<Self, MetricsError> {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
@@ -93,100 +139,72 @@ impl Metrics {
             .without_target_info()
             .build()
             .map_err(|error| MetricsError(error.to_string()))?;
-        let provider = SdkMeterProvider::builder().with_reader(exporter).build();
+        let provider = builder.with_reader(exporter).build();
         let meter = provider.meter(METER);
-        let info = meter.u64_gauge("postrider.build").with_description("1, labelled with the version").build();
-        info.record(1, &[KeyValue::new("version", env!("CARGO_PKG_VERSION"))]);
-        Ok(Self {
-            accepted: meter
-                .u64_counter("email.accepted")
-                .with_description("Deliveries that held a well-formed request")
-                .build(),
-            outcomes: meter.u64_counter("email.outcomes").with_description("Tries, by what the relay said").build(),
-            settled: meter
-                .u64_counter("email.settled")
-                .with_description("Deliveries that left their queue, by how")
-                .build(),
-            dead: meter.u64_counter("email.dead_letters").with_description("Dead letters, by reason").build(),
-            over_cap: meter
-                .u64_counter("email.over_cap")
-                .with_description("Mails whose recipient had had as many as the cap allows: dropped, or deferred")
-                .build(),
-            replayed: meter
-                .u64_counter("email.replayed")
-                .with_description("Dead letters that came back to their lane")
-                .build(),
-            latency: meter
-                .f64_histogram("email.publish_to_accept")
-                .with_description("From publish to the relay's 250")
-                .with_unit("s")
-                .with_boundaries(LATENCY_BUCKETS.to_vec())
-                .build(),
-            deadline_missed: meter
-                .u64_counter("email.deadline_missed")
-                .with_description("Mails that the relay took later than their template promises")
-                .build(),
-            in_flight: meter
-                .i64_up_down_counter("email.in_flight")
-                .with_description("Deliveries being worked on")
-                .build(),
-            without_store: meter
-                .u64_counter("email.sent_without_database")
-                .with_description(
-                    "Tries of the fast lane while the database was away; maybe_repeated: nobody could tell",
-                )
-                .build(),
-            feedback: meter
-                .u64_counter("email.feedback")
-                .with_description(
-                    "Events of providers that were applied, by kind; unmatched: their mail is not known (yet)",
-                )
-                .build(),
-            feedback_resolved: meter
-                .u64_counter("email.feedback_resolved")
-                .with_description("Mails whose outcome was not known, until an event told that the relay has them")
-                .build(),
-            feedback_suppressed: meter
-                .u64_counter("email.feedback_suppressed")
-                .with_description("Addresses put on the suppression list by bounces and complaints")
-                .build(),
-            webhook_received: meter
-                .u64_counter("email.webhook_received")
-                .with_description("Messages that the webhook took, by what they came to")
-                .build(),
-            webhook_refused: meter
-                .u64_counter("email.webhook_refused")
-                .with_description(
-                    "Messages that the webhook refused for good, by reason: forged, or a setting is wrong",
-                )
-                .build(),
-            unsubscribed: meter
-                .u64_counter("email.unsubscribed")
-                .with_description(
-                    "People who took themselves off marketing mail, by where; once for each time they said so",
-                )
-                .build(),
-            webhook_failed: meter
-                .u64_counter("email.webhook_failed")
-                .with_description(
-                    "Messages that the webhook could not take, so that their sender repeats them, by fault",
-                )
-                .build(),
-            events_published: meter
-                .u64_counter("email.events_published")
-                .with_description("Events that the broker has confirmed")
-                .build(),
-            events_unbound: meter
-                .u64_counter("email.events_unbound")
-                .with_description("Events that were dropped because no queue was bound to their key")
-                .build(),
+        table::BUILD.shows(&meter).record(1, &[KeyValue::new("version", env!("CARGO_PKG_VERSION"))]);
+        let counted = Counted::default();
+        queues::observe(&meter, &counted);
+        let metrics = Self {
+            accepted: table::ACCEPTED.counts(&meter),
+            outcomes: table::OUTCOMES.counts(&meter),
+            retries: table::RETRIES.counts(&meter),
+            stopped: table::STOPPED.counts(&meter),
+            settled: table::SETTLED.counts(&meter),
+            dead: table::DEAD.counts(&meter),
+            over_cap: table::OVER_CAP.counts(&meter),
+            replayed: table::REPLAYED.counts(&meter),
+            latency: table::LATENCY_ALL.records(&meter),
+            deadline_missed: table::DEADLINE_MISSED.counts(&meter),
+            in_flight: table::IN_FLIGHT.goes_up_and_down(&meter),
+            without_store: table::WITHOUT_STORE.counts(&meter),
+            feedback: table::FEEDBACK.counts(&meter),
+            feedback_resolved: table::FEEDBACK_RESOLVED.counts(&meter),
+            feedback_suppressed: table::FEEDBACK_SUPPRESSED.counts(&meter),
+            webhook_received: table::WEBHOOK_RECEIVED.counts(&meter),
+            webhook_refused: table::WEBHOOK_REFUSED.counts(&meter),
+            unsubscribed: table::UNSUBSCRIBED.counts(&meter),
+            webhook_failed: table::WEBHOOK_FAILED.counts(&meter),
+            events_published: table::EVENTS_PUBLISHED.counts(&meter),
+            events_unbound: table::EVENTS_UNBOUND.counts(&meter),
             events_since: watch_events(&meter),
             attachments: attachments::Attachments::new(&meter),
             retention: retention::RetentionSeries::new(&meter),
+            of_lanes: PerLane::from_fn(|lane| messaging_labels("process", &topology::lane_queue(lane))),
+            consumed: table::CONSUMED.counts(&meter),
+            processed: table::PROCESSED.records(&meter),
+            published: table::PUBLISHED.counts(&meter),
+            publishing: table::PUBLISHING.records(&meter),
+            counted,
             figures: Arc::default(),
             registry,
             provider,
-        })
+        };
+        metrics.begin();
+        Ok(metrics)
+    }
+
+    /// Series whose labels are known are there from the start, so that the first of them shows as a rise.
+    fn begin(&self) {
+        for lane in Lane::ALL {
+            self.replayed.add(0, &[lane_label(lane)]);
+        }
+        for kind in ["first", "maybe_repeated"] {
+            self.without_store.add(0, &[KeyValue::new("kind", kind)]);
+        }
+        for fault in Fault::ALL {
+            self.webhook_failed.add(0, &[KeyValue::new("fault", fault.name())]);
+        }
+        for source in ["one-click", "page"] {
+            self.unsubscribed.add(0, &[KeyValue::new("source", source)]);
+        }
+        for step in steps() {
+            self.retention.done(step.action, step.table, 0);
+        }
+        for counter in
+            [&self.feedback_resolved, &self.feedback_suppressed, &self.events_published, &self.events_unbound]
+        {
+            counter.add(0, &[]);
+        }
     }
 
     /// How each lane fares at this moment.
@@ -198,6 +216,42 @@ impl Metrics {
     /// Shows how these relays fare, each time somebody looks.
     pub fn observe_relays(&self, relays: &Arc<Relays>) {
         relays::observe(&self.provider.meter(METER), relays);
+    }
+
+    /// Shows whether the database is there, and how its batches are committed.
+    pub fn observe_store(&self, store: &Arc<Store>) {
+        daemon::store(&self.provider.meter(METER), store);
+    }
+
+    /// Shows what the lanes' consumers do.
+    pub fn observe_lanes(&self, states: PerLane<watch::Receiver<ConsumerState>>) {
+        daemon::lanes(&self.provider.meter(METER), &self.figures, states);
+    }
+
+    /// Shows which words are sent.
+    pub fn observe_templates(&self, catalogue: &Arc<Catalogue>) {
+        daemon::templates(&self.provider.meter(METER), catalogue);
+    }
+
+    /// Shows whether a mail could go the whole way, for as long as the one lives who knows.
+    pub fn observe_readiness<T: Send + Sync + 'static>(&self, who: Weak<T>, is_ready: fn(&T) -> bool) {
+        daemon::readiness(&self.provider.meter(METER), who, is_ready);
+    }
+
+    /// Where to put what waits, as the broker counts it.
+    #[must_use]
+    pub const fn counted(&self) -> &Counted {
+        &self.counted
+    }
+
+    /// Pushes what was counted last, within a few seconds, and ends all pushing.
+    pub async fn shut_down(&self) {
+        let provider = self.provider.clone();
+        // It waits for its thread, and takes no limit.
+        let flushing = tokio::task::spawn_blocking(move || provider.shutdown());
+        if tokio::time::timeout(FLUSH_MAX, flushing).await.is_err() {
+            tracing::warn!("the last metrics could not be pushed in time");
+        }
     }
 
     pub(crate) fn accepted(&self, lane: Lane, template: &str) {
@@ -224,8 +278,25 @@ impl Metrics {
         self.settled.add(1, &[lane_label(lane), KeyValue::new("settlement", how)]);
     }
 
-    pub(crate) fn dead(&self, lane: Lane, reason: &'static str) {
-        self.dead.add(1, &[lane_label(lane), KeyValue::new("reason", reason)]);
+    /// A try after which the mail waits for another one.
+    pub(crate) fn retried(&self, lane: Lane, template: &str, outcome: &'static str) {
+        self.retries.add(1, &[lane_label(lane), template_label(template), KeyValue::new("outcome", outcome)]);
+    }
+
+    /// Policy says no.
+    pub(crate) fn stopped(&self, lane: Lane, template: &str, status: Status) {
+        self.stopped.add(1, &[lane_label(lane), template_label(template), KeyValue::new("status", status.name())]);
+    }
+
+    /// The broker has confirmed a copy or letter.
+    pub(crate) fn published(&self, destination: &str, took: Duration) {
+        let labels = messaging_labels("publish", destination);
+        self.published.add(1, &labels);
+        self.publishing.record(took.as_secs_f64(), &labels);
+    }
+
+    pub(crate) fn dead(&self, lane: Lane, template: &str, reason: Reason) {
+        self.dead.add(1, &[lane_label(lane), template_label(template), KeyValue::new("reason", reason.name())]);
         self.figures.dead(lane);
     }
 
@@ -315,7 +386,16 @@ impl Metrics {
     pub(crate) fn taken(&self, envelope: &Envelope) -> InFlight {
         self.in_flight.add(1, &[lane_label(envelope.lane)]);
         self.figures.taken(envelope);
-        InFlight { counter: self.in_flight.clone(), figures: Arc::clone(&self.figures), lane: envelope.lane }
+        let labels = self.of_lanes.get(envelope.lane).clone();
+        self.consumed.add(1, &labels);
+        InFlight {
+            counter: self.in_flight.clone(),
+            figures: Arc::clone(&self.figures),
+            lane: envelope.lane,
+            processed: self.processed.clone(),
+            labels,
+            began: Instant::now(),
+        }
     }
 
     /// Everything, in Prometheus' text format.
@@ -336,22 +416,24 @@ pub(crate) struct InFlight {
     counter: UpDownCounter<i64>,
     figures: Arc<Figures>,
     lane: Lane,
+    processed: Histogram<f64>,
+    labels: [KeyValue; 3],
+    began: Instant,
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.counter.add(-1, &[lane_label(self.lane)]);
         self.figures.left(self.lane);
+        self.processed.record(self.began.elapsed().as_secs_f64(), &self.labels);
     }
 }
 
 fn watch_events(meter: &Meter) -> Arc<AtomicI64> {
     let since = Arc::new(AtomicI64::new(0));
     let watched = Arc::clone(&since);
-    meter
-        .f64_observable_gauge("email.events_waiting")
-        .with_description("Age of the oldest event that this daemon has seen and not yet published; 0: none")
-        .with_unit("s")
+    table::EVENTS_WAITING
+        .watched_gauge(meter)
         .with_callback(move |observer| {
             let since = watched.load(Ordering::Relaxed);
             let age_ms = if since == 0 { 0 } else { (Utc::now().timestamp_millis() - since).max(0) };
@@ -359,6 +441,14 @@ fn watch_events(meter: &Meter) -> Arc<AtomicI64> {
         })
         .build();
     since
+}
+
+fn messaging_labels(operation: &'static str, destination: &str) -> [KeyValue; 3] {
+    [
+        KeyValue::new(semconv::MESSAGING_SYSTEM, "rabbitmq"),
+        KeyValue::new(semconv::MESSAGING_OPERATION_NAME, operation),
+        KeyValue::new(semconv::MESSAGING_DESTINATION_NAME, Arc::<str>::from(destination)),
+    ]
 }
 
 fn lane_label(lane: Lane) -> KeyValue {

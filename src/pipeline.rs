@@ -57,6 +57,9 @@ mod quarantine;
 /// Bytes at work.
 mod budget;
 
+/// What traces tell of a message.
+mod traced;
+
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -89,6 +92,7 @@ use crate::{
     mime::dkim::SigningKey,
     smtp::Relays,
     store::{Standing, Store, journal::Entry},
+    telemetry::span::Tracer,
     templates::Catalogue,
 };
 
@@ -119,6 +123,8 @@ pub struct Pipeline {
     pub has_feedback: bool,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is traced.
+    pub tracer: Tracer,
     /// Messages under suspicion.
     pub quarantine: Quarantine,
     /// Bytes of large messages that are worked on at once.
@@ -185,7 +191,7 @@ impl From<Settlement> for Carried {
 
 impl Pipeline {
     /// Carries one delivery to its settlement. Never panics, never fails: what goes wrong is a settlement too.
-    pub async fn carry(self: Arc<Self>, delivery: Delivery) {
+    pub async fn carry(self: Arc<Self>, mut delivery: Delivery) {
         let lane = delivery.envelope.lane;
         let span = tracing::info_span!(
             "message",
@@ -194,6 +200,7 @@ impl Pipeline {
             template = tracing::field::Empty,
         );
         let _in_flight = self.metrics.taken(&delivery.envelope);
+        delivery.span = self.traced(&delivery);
         async {
             faults::reached(Point::Consumed);
             // Held to the end, when nothing of the message is left.
@@ -280,7 +287,10 @@ impl Pipeline {
             // From here on its rows decide.
             self.memory.forget(request.id);
         }
+        let step = delivery.span.child("render");
         let rendering = self.render(envelope, &request, published_at).await?;
+        rendering.tell(&step);
+        drop(step);
         faults::reached_by(Point::Rendered, request.id);
         self.metrics.accepted(envelope.lane, rendering.label());
         // Held to the end, as the message's own share is. What is not fetched yet needs no place on a connection.
@@ -312,12 +322,18 @@ impl Pipeline {
     /// A request that can be carried out in this lane, or how it ends here.
     async fn decode(&self, delivery: &Delivery) -> Result<Decoded, Settlement> {
         let envelope = &delivery.envelope;
+        let step = delivery.span.child("decode");
         let decoded = {
             let _desk = self.quarantine.desk().await;
             decode::decode(envelope, &delivery.body, &self.rules, Utc::now())
         };
-        let decoded = decoded.map_err(|error| Settlement::unreadable(Reason::Malformed, error.to_string()))?;
+        let decoded = decoded.map_err(|error| {
+            step.fail(Reason::Malformed.name());
+            Settlement::unreadable(Reason::Malformed, error.to_string())
+        })?;
+        drop(step);
         let request = &decoded.request;
+        traced::decoded(&delivery.span, request);
         faults::reached_by(Point::Decoded, request.id);
         let span = tracing::Span::current();
         // At once: each further record is a rewriting of all fields.
@@ -428,11 +444,13 @@ impl Pipeline {
                 Fate::Wait(due_in, Tries { attempts, deferrals })
             }
             Standing::Busy(attempts, deferrals) => Fate::Busy(Tries { attempts, deferrals }),
-            Standing::Stopped(Status::RateLimited) => {
-                self.metrics.over_cap(message.lane(), message.rendering.label(), "dropped");
-                Fate::Over(Status::RateLimited)
+            Standing::Stopped(status) => {
+                self.metrics.stopped(message.lane(), message.rendering.label(), status);
+                if status == Status::RateLimited {
+                    self.metrics.over_cap(message.lane(), message.rendering.label(), "dropped");
+                }
+                Fate::Over(status)
             }
-            Standing::Stopped(status) => Fate::Over(status),
             Standing::Settled(_) => Fate::Duplicate,
             Standing::Failed { reason, error, attempts } => {
                 Fate::Dead { recipient: message.recipient(index).shown().to_owned(), reason, error, attempts }

@@ -26,8 +26,8 @@ use crate::{
     broker::{
         BrokerError, Outgoing, Publisher,
         delivery::{
-            COPY, CRASHES, DOUBTFUL, GENERATION, PENDING, PUBLISHED_AT, REPLAYED_AT, ROUTING_KEY, TEMPLATE_VERSION,
-            is_brokers_own,
+            COPY, CRASHES, DOUBTFUL, GENERATION, GIVEN_UP, PENDING, PUBLISHED_AT, REPLAYED_AT, ROUTING_KEY,
+            TEMPLATE_VERSION, TRY, is_brokers_own,
         },
         topology,
     },
@@ -164,9 +164,11 @@ fn outgoing(copy: &ReplayCopy, content: &LetterContent, body: Bytes) -> Outgoing
     let mut headers = FieldTable::default();
     for (name, value) in content.headers.as_object().into_iter().flatten() {
         let is_ours = dead_letter_headers::ALL.contains(&name.as_str())
-            || [GENERATION, CRASHES, REPLAYED_AT].contains(&name.as_str())
+            || [GENERATION, CRASHES, REPLAYED_AT, GIVEN_UP].contains(&name.as_str())
             // Copies count anew in a new generation. A message that goes back as it was is the copy that it was.
             || copy.is_reopened && OF_RETRY_COPIES.contains(&name.as_str());
+        // The try that gave up: what comes now begins a trace, and is linked to it.
+        let name = if name == TRY { GIVEN_UP } else { name };
         let (false, Some(value), Some(name)) = (is_ours || is_brokers_own(name), value.as_str(), short(name)) else {
             continue;
         };
@@ -251,7 +253,8 @@ mod tests {
                 "priority": 6, "timestamp": null}),
             headers: json!({"x-reason": "rejected", "x-error": "550", "x-history": "[]", "x-copy": "2", "x-pending": "p",
                 "x-generation": "0", "x-crashes": "2", "x-death": "[]", "x-first-death-queue": "email.standard",
-                "x-routing-key": "support.p1", "traceparent": "00-ab-cd-01"}),
+                "x-routing-key": "support.p1", "traceparent": "00-ab-cd-01", "x-try-traceparent": "00-ab-ef-01",
+                "x-given-up-traceparent": "00-ab-00-01"}),
             body: b"{}".to_vec(),
         }
     }
@@ -264,8 +267,17 @@ mod tests {
     #[test]
     fn a_copy_carries_what_the_producer_gave_and_nothing_of_its_failure() {
         let reopened = outgoing(&copy(true, Some(Lane::Standard)), &content(), Bytes::new());
-        let expected = ["traceparent", "x-generation", "x-published-at-ms", "x-replayed-at-ms", "x-routing-key"];
+        let expected = [
+            "traceparent",
+            "x-generation",
+            "x-given-up-traceparent",
+            "x-published-at-ms",
+            "x-replayed-at-ms",
+            "x-routing-key",
+        ];
         assert_eq!(headers(&reopened), expected);
+        let given_up = reopened.properties.headers().clone().unwrap_or_default().inner().get(GIVEN_UP).cloned();
+        assert_eq!(given_up, Some(AMQPValue::LongString("00-ab-ef-01".into())), "of the letter's own try");
         assert_eq!((reopened.exchange.as_str(), reopened.routing_key.as_str()), ("", "email.standard"));
         assert_eq!(reopened.properties.message_id().as_ref().map(ShortString::as_str), Some("m"));
         assert_eq!(*reopened.properties.priority(), Some(6));

@@ -30,6 +30,9 @@ mod connection;
 /// From nothing to a connection that is ready for MAIL.
 mod session;
 
+/// How long the steps of a dialogue took.
+mod steps;
+
 /// One mail to one recipient.
 mod transaction;
 
@@ -62,5 +65,6 @@ pub use place::{Again, Place, Sent};
 pub use relays::{RelayHealth, RelayState, Relays};
 pub use reply::{classify, refuses_address};
 pub use session::Capabilities;
+pub use steps::Steps;
 pub use tls::TlsSetupError;
 pub use transaction::OutgoingMail;

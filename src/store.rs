@@ -88,7 +88,7 @@ pub mod retention;
 pub mod told;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -148,6 +148,7 @@ pub struct Store {
     events: EventsMode,
     /// Rang whenever a statement may have written to the outbox.
     outbox_written: Arc<Notify>,
+    batch_listener: Arc<OnceLock<Arc<BatchListener>>>,
     lease: lease::Lease,
     held: Arc<held::HeldClaims>,
     gatherers: Gatherers,
@@ -161,6 +162,22 @@ pub struct Store {
     feedback_kept: Notify,
     told: told::Told,
 }
+
+/// Claims or outcomes that were committed together.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch {
+    /// `claims` or `outcomes`.
+    pub statement: &'static str,
+    /// `fast`: over the fast lane's own connections; or `shared`.
+    pub connections: &'static str,
+    /// How many.
+    pub rows: usize,
+    /// How long it took, whether or not it could be committed.
+    pub took: Duration,
+}
+
+/// Is told each batch.
+type BatchListener = dyn Fn(Batch) + Send + Sync;
 
 /// Whether the store can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,23 +201,43 @@ struct LaneGatherers {
     outcomes: gather::Gatherer<OutcomeRow, Finish>,
 }
 
+/// Who listens to batches, and whose they are.
+#[derive(Clone)]
+struct Batches {
+    listener: Arc<OnceLock<Arc<BatchListener>>>,
+    connections: &'static str,
+}
+
+impl Batches {
+    fn tell(&self, statement: &'static str, rows: usize, began: Instant) {
+        if let Some(listener) = self.listener.get() {
+            listener(Batch { statement, connections: self.connections, rows, took: began.elapsed() });
+        }
+    }
+}
+
 impl LaneGatherers {
-    fn start(pool: &PgPool, outbox_written: &Arc<Notify>, worker_id: Uuid, limit: Duration) -> Self {
+    fn start(pool: &PgPool, outbox_written: &Arc<Notify>, worker_id: Uuid, limit: Duration, batches: &Batches) -> Self {
         let (claims_pool, outcomes_pool) = (pool.clone(), pool.clone());
         let (by_claims, by_outcomes) = (Arc::clone(outbox_written), Arc::clone(outbox_written));
+        let (of_claims, of_outcomes) = (batches.clone(), batches.clone());
         Self {
             claims: gather::Gatherer::start(limit, move |batch| {
-                let (pool, written) = (claims_pool.clone(), Arc::clone(&by_claims));
+                let (pool, written, batches) = (claims_pool.clone(), Arc::clone(&by_claims), of_claims.clone());
                 async move {
+                    let began = Instant::now();
                     let inserted = claim::insert::insert_batch(&pool, worker_id, &batch).await;
+                    batches.tell("claims", batch.len(), began);
                     written.notify_one();
                     inserted
                 }
             }),
             outcomes: gather::Gatherer::start(limit, move |batch| {
-                let (pool, written) = (outcomes_pool.clone(), Arc::clone(&by_outcomes));
+                let (pool, written, batches) = (outcomes_pool.clone(), Arc::clone(&by_outcomes), of_outcomes.clone());
                 async move {
+                    let began = Instant::now();
                     let finished = outcome::finish_batch(&pool, &batch).await;
+                    batches.tell("outcomes", batch.len(), began);
                     written.notify_one();
                     finished
                 }
@@ -229,9 +266,13 @@ impl Store {
         let fast_pool = open_pool(config, config.fast_connections_max, Plans::Once)?;
         let worker_id = Uuid::now_v7();
         let outbox_written = Arc::default();
+        let listener = Arc::default();
+        let batches = |connections| Batches { listener: Arc::clone(&listener), connections };
+        let start =
+            |pool, lane, batches| LaneGatherers::start(pool, &outbox_written, worker_id, limit_of(lane), batches);
         let gatherers = Gatherers {
-            fast: LaneGatherers::start(&fast_pool, &outbox_written, worker_id, limit_of(Lane::Fast)),
-            others: LaneGatherers::start(&batch_pool, &outbox_written, worker_id, limit_of(Lane::Standard)),
+            fast: start(&fast_pool, Lane::Fast, &batches("fast")),
+            others: start(&batch_pool, Lane::Standard, &batches("shared")),
             feedback: start_feedback(&pool),
         };
         Ok(Arc::new(Self {
@@ -242,6 +283,7 @@ impl Store {
             hash_key: config.hash_key.clone(),
             events: config.events,
             outbox_written,
+            batch_listener: listener,
             lease: lease::Lease::new(lease),
             held: Arc::default(),
             gatherers,
@@ -252,6 +294,12 @@ impl Store {
             feedback_kept: Notify::new(),
             told: told::Told::default(),
         }))
+    }
+
+    /// Tells this listener each batch of claims and outcomes from now on.
+    pub fn tell_batches(&self, listener: Arc<dyn Fn(Batch) + Send + Sync>) {
+        // The first one stays.
+        drop(self.batch_listener.set(listener));
     }
 
     /// The pool of all lanes but the fast one, but for their batches, and of everything that is not a mail on its way.

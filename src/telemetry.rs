@@ -1,6 +1,18 @@
-//! Logs: one line a fact, for machines (JSON) or for people.
+//! Logs: one line a fact, for machines (JSON) or for people. Traces, and how they and the metrics get to a collector.
 //!
 //! Invariant: no address, no payload and no secret is ever a field or part of a message. Types that hold them print masked.
+
+/// Trace context out of AMQP headers.
+pub mod origin;
+
+/// Spans.
+pub mod span;
+
+/// Which traces are kept.
+mod sampling;
+
+/// To a collector.
+pub mod otlp;
 
 use std::io::IsTerminal;
 

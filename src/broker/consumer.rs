@@ -58,6 +58,23 @@ pub enum ConsumerState {
     Stopped,
 }
 
+impl ConsumerState {
+    /// All names.
+    pub const NAMES: [&str; 5] = ["starting", "consuming", "paused", "lost", "stopped"];
+
+    /// `starting`, `consuming`, `paused`, `lost` or `stopped`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Consuming => "consuming",
+            Self::Paused(_) => "paused",
+            Self::Lost(_) => "lost",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// Why a queue shall not be consumed at the moment; nothing: it shall.
 pub type Pause = watch::Receiver<Option<String>>;
 

@@ -15,7 +15,10 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::acks::Acks;
-use crate::email::{Envelope, Lane};
+use crate::{
+    email::{Envelope, Lane},
+    telemetry::span::Span,
+};
 
 /// Publish time in milliseconds; kept through retries.
 pub const PUBLISHED_AT: &str = "x-published-at-ms";
@@ -35,6 +38,11 @@ pub const TEMPLATE_VERSION: &str = "x-template-version";
 pub const REPLAYED_AT: &str = "x-replayed-at-ms";
 /// The producer's own routing key; the copy's is the name of a queue.
 pub const ROUTING_KEY: &str = "x-routing-key";
+
+/// The try that published a copy or dead letter, as a `traceparent`: for the links of what comes of it.
+pub const TRY: &str = "x-try-traceparent";
+/// The same in the copy that a replay publishes: the try that gave up.
+pub const GIVEN_UP: &str = "x-given-up-traceparent";
 
 /// The end of the year 9999: a later time is a mistake, and no database stores it.
 const MILLISECONDS_MAX: i64 = 253_402_300_799_999;
@@ -65,6 +73,8 @@ pub struct Delivery {
     /// Cancelled when the consumer that took it is lost: the broker gives the message to somebody else then, and what has
     /// not begun should not begin.
     pub gone: CancellationToken,
+    /// What is traced of its way, from when somebody began it until it is settled.
+    pub span: Span,
     acker: Acker,
     tag: DeliveryTag,
     acks: Acks,
@@ -95,10 +105,17 @@ impl Delivery {
             body: Bytes::from(delivery.data),
             original,
             gone,
+            span: Span::none(),
             acker: delivery.acker,
             tag: delivery.delivery_tag,
             acks,
         }
+    }
+
+    /// What the broker calls it on its channel.
+    #[must_use]
+    pub const fn tag(&self) -> u64 {
+        self.tag
     }
 
     /// What this message's crashes are counted under: known before a byte of it is decoded, the same at every delivery.
@@ -178,6 +195,8 @@ impl Original {
             replayed_at: moment(REPLAYED_AT),
             traceparent: words(&headers, "traceparent"),
             tracestate: words(&headers, "tracestate"),
+            earlier_try: words(&headers, TRY).filter(|_| headers.contains_key(ROUTING_KEY)),
+            given_up: words(&headers, GIVEN_UP).filter(|_| headers.contains_key(ROUTING_KEY)),
         }
     }
 

@@ -14,6 +14,7 @@ use super::{
     parse,
     read::{Reader, Recorded, lane_name},
     relays::smtp,
+    telemetry::telemetry,
 };
 use crate::{email::Lane, feedback::sns::SignatureVersion};
 
@@ -128,6 +129,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
     let http = http(r);
     let sns = sns(r);
     let log = log(r);
+    let telemetry = telemetry(r);
     check_lanes(r);
     let mut warnings = r.settings.unknown_variables();
     warnings.append(&mut r.warnings);
@@ -141,6 +143,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
         http: http?,
         sns: sns?,
         log: log?,
+        telemetry: telemetry?,
         warnings,
     })
 }

@@ -57,6 +57,8 @@ pub enum Group {
     Sidecar,
     /// Amazon SNS.
     Feedback,
+    /// Traces and metrics that are pushed.
+    Telemetry,
     /// The process: logs, shutdown, the settings file.
     Process,
 }
@@ -76,6 +78,7 @@ impl Group {
             Self::Retention => "Audit and retention",
             Self::Sidecar => "Sidecar HTTP server",
             Self::Feedback => "Feedback of Amazon SES through SNS",
+            Self::Telemetry => "OpenTelemetry: traces and metrics that are pushed",
             Self::Process => "Process",
         }
     }

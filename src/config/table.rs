@@ -4,7 +4,9 @@
 //! as what people write.
 
 use super::{
-    Group::{Attachments, Broker, Database, Feedback, Mail, Manners, Process, Relay, Retention, Rules, Sidecar},
+    Group::{
+        Attachments, Broker, Database, Feedback, Mail, Manners, Process, Relay, Retention, Rules, Sidecar, Telemetry,
+    },
     Setting,
 };
 
@@ -14,6 +16,7 @@ const CONNECTIONS: &str = "1 to 500, at most the lane's prefetch";
 const AGE_MAX: &str = "a duration from 1s to 7d (units ms, s, m, h, d)";
 const RATE_LIMIT: &str = "unlimited, or a number a day or week such as 1/day or 3/week";
 const CA_FILE: &str = "the path of a PEM file";
+const OTLP_URL: &str = "an http:// or https:// URL";
 const ADDRESS: &str = "an e-mail address, without a display name";
 
 /// Every setting, in the order of `.env.example`.
@@ -276,6 +279,51 @@ pub const SETTINGS: &[Setting] = &[
     Setting::optional(Feedback, "SNS_CA_FILE", "/etc/postrider/sns-ca.pem")
         .meaning("Certificates to trust besides the system's, for SNS and for what it signs with.")
         .accepts(CA_FILE),
+    Setting::optional(Telemetry, "OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+        .meaning("Where an OpenTelemetry collector takes OTLP; unset: nothing is traced or pushed, and /metrics is all there is.")
+        .accepts("an http:// or https:// URL, to which v1/traces and v1/metrics are added"),
+    Setting::optional(Telemetry, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://localhost:4318/v1/traces")
+        .meaning("The same for traces alone, as it stands.")
+        .accepts(OTLP_URL),
+    Setting::optional(Telemetry, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://localhost:4318/v1/metrics")
+        .meaning("The same for metrics alone, as it stands.")
+        .accepts(OTLP_URL),
+    Setting::preset(Telemetry, "OTEL_TRACES_EXPORTER", "otlp")
+        .meaning("Whether traces are made where there is an endpoint.")
+        .accepts("otlp or none"),
+    Setting::preset(Telemetry, "OTEL_METRICS_EXPORTER", "otlp")
+        .meaning("Whether metrics are pushed where there is an endpoint.")
+        .accepts("otlp or none"),
+    Setting::preset(Telemetry, "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        .meaning("How they are pushed.")
+        .accepts("http/protobuf"),
+    Setting::optional(Telemetry, "OTEL_EXPORTER_OTLP_HEADERS", "")
+        .meaning("Sent with each export, such as the collector's token.")
+        .accepts("name=value, comma-separated, values percent-encoded")
+        .private(),
+    Setting::preset(Telemetry, "OTEL_EXPORTER_OTLP_TIMEOUT", "10000")
+        .meaning("Limit of one export, its repetitions included.")
+        .accepts("100 to 60000 milliseconds"),
+    Setting::preset(Telemetry, "OTEL_METRIC_EXPORT_INTERVAL", "60000")
+        .meaning("Between two exports of metrics.")
+        .accepts("100 to 3600000 milliseconds"),
+    Setting::preset(Telemetry, "OTEL_SERVICE_NAME", "postrider")
+        .meaning("What traces and metrics call this daemon.")
+        .accepts("up to 100 printable characters"),
+    Setting::optional(Telemetry, "OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=production")
+        .meaning("What else traces and metrics say of this daemon.")
+        .accepts("name=value, comma-separated, values percent-encoded"),
+    Setting::preset(Telemetry, "OTEL_TRACES_SAMPLER", "parentbased_always_on")
+        .meaning("Which traces are kept; parentbased: as the producer decided, where its message says so.")
+        .accepts(
+            "always_on, always_off, traceidratio, parentbased_always_on, parentbased_always_off or parentbased_traceidratio",
+        ),
+    Setting::preset(Telemetry, "OTEL_TRACES_SAMPLER_ARG", "1.0")
+        .meaning("Part of the traces that a sampler by ratio keeps.")
+        .accepts("0 to 1"),
+    Setting::preset(Telemetry, "OTEL_SDK_DISABLED", "false")
+        .meaning("Switches all of this off, whatever else is set.")
+        .accepts("true or false"),
     Setting::preset(Process, "LOG_FORMAT", "json")
         .meaning("Shape of the log: an object a line, or text for people.")
         .accepts("json or text"),

@@ -39,6 +39,10 @@ pub struct Envelope {
     pub traceparent: Option<String>,
     /// W3C trace state, passed on as it came.
     pub tracestate: Option<String>,
+    /// `x-try-traceparent`: the try that published this copy, if that was traced.
+    pub earlier_try: Option<String>,
+    /// `x-given-up-traceparent`: the try whose dead letter this replays, likewise.
+    pub given_up: Option<String>,
 }
 
 impl Envelope {
@@ -62,6 +66,8 @@ impl Envelope {
             replayed_at: None,
             traceparent: None,
             tracestate: None,
+            earlier_try: None,
+            given_up: None,
         }
     }
 

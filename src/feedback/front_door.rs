@@ -158,6 +158,9 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Store, Self::Certificate, Self::Confirmation, Self::Timeout];
+
     /// As a label.
     #[must_use]
     pub const fn name(self) -> &'static str {

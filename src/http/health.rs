@@ -130,6 +130,14 @@ fn relay_item(relay: &RelayHealth) -> RelayItem {
     }
 }
 
+impl Admin {
+    /// Whether nothing is known to stand in a mail's way.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        reasons(self, &self.relays.health()).is_empty()
+    }
+}
+
 /// What stands in a mail's way, in words.
 pub(crate) fn reasons(admin: &Admin, relays: &[RelayHealth]) -> Vec<String> {
     let mut reasons = Vec::new();

@@ -85,7 +85,7 @@ impl Reporter {
     #[must_use]
     pub fn now(&self) -> DaemonReport {
         let lane = |lane| LaneReport {
-            state: state_name(&self.lanes.get(lane).borrow()).to_owned(),
+            state: self.lanes.get(lane).borrow().name().to_owned(),
             figures: self.figures.of(lane),
         };
         DaemonReport {
@@ -112,16 +112,6 @@ impl RelayReport {
             RelayState::Down { error, .. } | RelayState::OnTrial { error, .. } => Some(error.fault.name().to_owned()),
         };
         Self { name: health.name.clone(), state: health.state_name().to_owned(), fault }
-    }
-}
-
-const fn state_name(state: &ConsumerState) -> &'static str {
-    match state {
-        ConsumerState::Starting => "starting",
-        ConsumerState::Consuming => CONSUMING,
-        ConsumerState::Paused(_) => "paused",
-        ConsumerState::Lost(_) => "lost",
-        ConsumerState::Stopped => "stopped",
     }
 }
 

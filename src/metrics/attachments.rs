@@ -7,8 +7,7 @@ use opentelemetry::{
     metrics::{Counter, Histogram, Meter},
 };
 
-/// Seconds of one fetch: from a file on the next machine to the limit of patience.
-const BUCKETS: [f64; 10] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+use super::table;
 
 /// Their instruments.
 pub(super) struct Attachments {
@@ -20,22 +19,9 @@ pub(super) struct Attachments {
 impl Attachments {
     pub(super) fn new(meter: &Meter) -> Self {
         Self {
-            fetches: meter
-                .u64_counter("email.attachment_fetches")
-                .with_description(
-                    "Attachments by reference, by where they lie and what came of it; kept: the attachment store had it",
-                )
-                .build(),
-            duration: meter
-                .f64_histogram("email.attachment_fetch")
-                .with_description("How long fetching an attachment took, whatever came of it")
-                .with_unit("s")
-                .with_boundaries(BUCKETS.to_vec())
-                .build(),
-            bytes: meter
-                .u64_counter("email.attachment_fetched_bytes")
-                .with_description("Bytes of attachments that were fetched and found sound")
-                .build(),
+            fetches: table::ATTACHMENT_FETCHES.counts(meter),
+            duration: table::ATTACHMENT_FETCH.records(meter),
+            bytes: table::ATTACHMENT_BYTES.counts(meter),
         }
     }
 

@@ -13,7 +13,8 @@ use opentelemetry::{
     metrics::{Counter, Meter},
 };
 
-use crate::store::retention::Action;
+use super::table;
+use crate::store::retention::{Action, steps};
 
 const UNKNOWN: i64 = -1;
 
@@ -44,41 +45,27 @@ impl RetentionSeries {
             ended: AtomicI64::new(0),
         });
         let of_overdue = Arc::clone(&watched);
-        meter
-            .i64_observable_gauge("email.retention_overdue")
-            .with_description("For how long the oldest row has been due that retention has not reached; 0: none is")
-            .with_unit("s")
+        table::RETENTION_OVERDUE
+            .watched_gauge(meter)
             .with_callback(move |observer| {
                 for (action, seconds) in &of_overdue.overdue {
                     let seconds = seconds.load(Ordering::Relaxed);
                     if seconds != UNKNOWN {
-                        observer.observe(seconds, &[label(*action)]);
+                        observer.observe(seconds as f64, &[label(*action)]);
                     }
                 }
             })
             .build();
         let of_ended = Arc::clone(&watched);
-        meter
-            .i64_observable_gauge("email.retention_ended")
-            .with_description("When this daemon has last done all that was due, seconds since 1970")
-            .with_callback(move |observer| {
-                let ended = of_ended.ended.load(Ordering::Relaxed);
-                if ended != 0 {
-                    observer.observe(ended, &[]);
-                }
-            })
+        table::RETENTION_ENDED
+            .watched_gauge(meter)
+            .with_callback(move |observer| observer.observe(of_ended.ended.load(Ordering::Relaxed) as f64, &[]))
             .build();
-        Self {
-            rows: meter
-                .u64_counter("email.retention_rows")
-                .with_description("Rows that retention has anonymised or deleted, by table")
-                .build(),
-            failures: meter
-                .u64_counter("email.retention_failures")
-                .with_description("Steps of retention that failed; all: none could begin")
-                .build(),
-            watched,
+        let failures = table::RETENTION_FAILURES.counts(meter);
+        for step in steps() {
+            failures.add(0, &[KeyValue::new("step", step.name)]);
         }
+        Self { rows: table::RETENTION_ROWS.counts(meter), failures, watched }
     }
 
     pub(super) fn done(&self, action: Action, table: &'static str, rows: u64) {

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::{
     CRASHES_MAX, Carried, Fate, Halt, Pipeline, fetch::Missing, pending::Tries, render::Rendering, settle::Settlement,
+    traced,
 };
 use crate::{
     broker::Delivery,
@@ -31,6 +32,7 @@ use crate::{
         StoreHealth, UnknownRule, Words,
         journal::{Ended, Entry, Step},
     },
+    telemetry::span::Span,
 };
 
 /// How long the store may take for what is not a batch: a host that lost its power sends no farewell.
@@ -40,6 +42,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(20);
 pub(super) struct Message<'a> {
     pub(super) envelope: &'a Envelope,
     gone: &'a CancellationToken,
+    /// The delivery's.
+    pub(super) span: &'a Span,
     pub(super) request: &'a EmailRequest,
     pub(super) rendering: &'a Rendering,
     pub(super) published_at: DateTime<Utc>,
@@ -105,6 +109,7 @@ impl<'a> Message<'a> {
         Self {
             envelope,
             gone: &delivery.gone,
+            span: &delivery.span,
             request,
             rendering,
             published_at,
@@ -382,9 +387,10 @@ impl Pipeline {
         &self,
         message: &Message<'_>,
     ) -> Result<Result<(Vec<Standing>, Option<Place>), Settlement>, Halt> {
+        let span = message.span.child("admit");
         let place = match message.first_sendable(Utc::now()) {
             None => None,
-            Some(_) => Some(self.place_with_store(message).await?),
+            Some(_) => Some(self.place_with_store(message, &span).await?),
         };
         // Waiting for a place may have taken until past the expiry.
         let now = Utc::now();
@@ -398,7 +404,7 @@ impl Pipeline {
             message.envelope.may_be_known(),
             true,
         );
-        Ok(match self.claim(message, &asked).await? {
+        Ok(match self.claim(message, &asked, &span).await? {
             Admission::Known(standings) => Ok((standings, place)),
             Admission::OldCopy => Err(Settlement::Ack("duplicate")),
             Admission::Conflict { stored } => Err(Settlement::conflict(message.request, stored)),
@@ -415,9 +421,10 @@ impl Pipeline {
         // In the fast lane a copy waits for those who could not be claimed, and goes on without a database.
         let later = || Fate::Wait(Duration::ZERO, Tries::default());
         let halted = || if message.lane() == Lane::Fast { later() } else { Fate::HandBack };
+        let span = message.span.child("admit");
         let place = match place {
             Some(place) => place,
-            None => match self.place_with_store(message).await {
+            None => match self.place_with_store(message, &span).await {
                 Ok(place) => place,
                 Err(Halt::Stopped) => return Err(Fate::HandBack),
                 Err(Halt::Away | Halt::Refused(_)) => return Err(halted()),
@@ -425,7 +432,7 @@ impl Pipeline {
         };
         let now = Utc::now();
         let asked = message.claim_request(index..=index, Some(index), &self.mail.message_id_domain, now, true, false);
-        match self.claim(message, &asked).await {
+        match self.claim(message, &asked, &span).await {
             Ok(Admission::Known(mut standings)) => match standings.pop() {
                 Some(standing) => Ok((standing, Some(place))),
                 None => Err(later()),
@@ -439,28 +446,39 @@ impl Pipeline {
 
     /// A place on a connection; nothing when the daemon stops first, an operator pauses the lane, or the delivery is somebody
     /// else's by now.
-    pub(super) async fn place(&self, message: &Message<'_>) -> Option<Place> {
-        tokio::select! {
+    pub(super) async fn place(&self, message: &Message<'_>, span: &Span) -> Option<Place> {
+        let step = span.child("place");
+        let place = tokio::select! {
             biased;
             () = self.stop.cancelled() => None,
             () = message.gone.cancelled() => None,
             // Whoever has a place at once need not be told.
             place = self.relays.place(message.lane()) => Some(place),
             () = self.pauses.until_paused_by_operator(message.lane()) => None,
+        };
+        if let Some(opening) = place.as_ref().and_then(Place::opening) {
+            traced::steps_of(&step, opening);
         }
+        place
     }
 
     /// The same for as long as the store is there: a paused lane waits for no relay.
-    async fn place_with_store(&self, message: &Message<'_>) -> Result<Place, Halt> {
+    async fn place_with_store(&self, message: &Message<'_>, span: &Span) -> Result<Place, Halt> {
         let mut health = self.store.health();
         tokio::select! {
-            place = self.place(message) => place.ok_or(Halt::Stopped),
+            place = self.place(message, span) => place.ok_or(Halt::Stopped),
             _ = health.wait_for(|health| *health != StoreHealth::Up) => Err(Halt::Away),
         }
     }
 
     /// Asks the store for a claim.
-    pub(super) async fn claim(&self, message: &Message<'_>, request: &Arc<ClaimRequest>) -> Result<Admission, Halt> {
+    pub(super) async fn claim(
+        &self,
+        message: &Message<'_>,
+        request: &Arc<ClaimRequest>,
+        span: &Span,
+    ) -> Result<Admission, Halt> {
+        let step = span.make(|| traced::database("claim"));
         if !self.store.lease_is_good() {
             // Somebody else may think us gone: prove otherwise before touching anything.
             self.patiently(|| self.store.renew_lease()).await?;
@@ -469,7 +487,10 @@ impl Pipeline {
         match &claimed {
             Ok(_) => faults::reached_by(Point::Claimed, message.request.id),
             // It may have been committed all the same, and is given up before a byte was sent.
-            Err(_) => message.give_up(request),
+            Err(_) => {
+                step.fail("store");
+                message.give_up(request);
+            }
         }
         claimed
     }

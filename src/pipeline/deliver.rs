@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use uuid::Uuid;
 
-use super::{Fate, Pipeline, admit::Message, pending::Tries};
+use super::{Fate, Pipeline, admit::Message, pending::Tries, traced};
 use crate::{
     email::{
         AttachmentContent, EmailAddress, EmailRequest, Lane, Manifest, Outcome, Phase, Reason, Recipient, Reply,
@@ -23,6 +23,7 @@ use crate::{
         Claim, Finish, NewStatus, OutcomeRow, StoreError, Words,
         suppressions::{self, NewSuppression},
     },
+    telemetry::span::Span,
 };
 
 /// Connections that may turn out dead before MAIL was accepted, until the mail is put off instead.
@@ -67,13 +68,17 @@ impl Tried {
 impl Pipeline {
     pub(super) async fn deliver(&self, message: &Message<'_>, index: usize, claim: Claim, place: Place) -> Fate {
         let lane = message.lane();
+        let span = message.span.make(|| traced::deliver(&claim));
         let mut crash = None;
         // Built and sent under one eye: a mail whose workers died may do so in either.
         let trying = async {
             // A panic must not leave the row in `sending` under a lease that this daemon goes on renewing.
-            match AssertUnwindSafe(self.build(message, index, &claim)).catch_unwind().await {
+            let step = span.child("build");
+            let built = AssertUnwindSafe(self.build(message, index, &claim)).catch_unwind().await;
+            drop(step);
+            match built {
                 Ok(Ok((to, bytes))) => {
-                    let sending = AssertUnwindSafe(self.send(message, to, bytes, place)).catch_unwind().await;
+                    let sending = AssertUnwindSafe(self.send(message, to, bytes, place, &span)).catch_unwind().await;
                     sending.unwrap_or_else(|_| {
                         tracing::error!("sending panicked: the outcome is unknown");
                         Tried::without_relay(Outcome::Unknown { error: "a stage panicked while sending".to_owned() })
@@ -89,6 +94,10 @@ impl Pipeline {
         };
         let tried = self.on_wire(lane, claim.crashes, message.crash_key(), trying).await;
         let verdict = self.decide(message, &claim, &tried);
+        span.set("email.outcome", tried.outcome.name());
+        if !matches!(tried.outcome, Outcome::Sent { .. }) {
+            span.fail(tried.outcome.name());
+        }
         let latency = (tried.ended_at - message.published_at).to_std().unwrap_or_default();
         let mut row = outcome_row(&claim, &tried, &verdict, latency);
         row.suppression = suppression(message, index, &tried.outcome).map(Box::new);
@@ -103,7 +112,13 @@ impl Pipeline {
                 }
                 break Finish::Recorded;
             }
-            match self.store.finish(lane, row.clone()).await {
+            let step = span.make(|| traced::database("commit"));
+            let finished = self.store.finish(lane, row.clone()).await;
+            if finished.is_err() {
+                step.fail("store");
+            }
+            drop(step);
+            match finished {
                 Ok(finish) => break finish,
                 Err(error @ StoreError::Data { .. }) if row.error.is_some() || row.reply.is_some() => {
                     // Something in the relay's words cannot be stored; the outcome itself can.
@@ -167,7 +182,7 @@ impl Pipeline {
         fate
     }
 
-    pub(super) async fn send(&self, message: &Message<'_>, to: EmailAddress, bytes: Bytes, place: Place) -> Tried {
+    async fn send(&self, message: &Message<'_>, to: EmailAddress, bytes: Bytes, place: Place, span: &Span) -> Tried {
         let mail = OutgoingMail::new(self.mail.from.clone(), to, bytes).unless(self.obstacle(message));
         let mut place = place;
         let mut stale = 0;
@@ -177,7 +192,10 @@ impl Pipeline {
         loop {
             faults::reached_by(Point::Send, message.request.id);
             let relay = place.relay_name().to_owned();
+            let step = span.make(|| traced::send(&relay, place.server()));
             let sent = place.send(mail.clone()).await;
+            traced::sent(&step, &sent);
+            drop(step);
             let ended_at = Utc::now();
             let is_incapable = matches!(sent.report, SendReport::NotCapable { .. });
             if is_incapable {
@@ -236,14 +254,17 @@ impl Pipeline {
                 () = self.stop.cancelled() => None,
                 place = self.relays.place_elsewhere(message.lane(), refused_by) => place,
             };
-            if elsewhere.is_some() {
-                return elsewhere;
+            if let Some(elsewhere) = elsewhere {
+                if let Some(opening) = elsewhere.opening() {
+                    traced::steps_of(message.span, opening);
+                }
+                return Some(elsewhere);
             }
         }
         match again {
             Again::OnAnyConnection | Again::WhenItWorks if *stale < STALE_CONNECTIONS_MAX => {
                 *stale += 1;
-                self.place(message).await
+                self.place(message, message.span).await
             }
             Again::No | Again::OnAnyConnection | Again::WhenItWorks | Again::AtAnotherRelay => None,
         }
@@ -364,6 +385,7 @@ impl Pipeline {
                 tracing::debug!(outcome, smtp.code = reply_code, latency_ms, relay = tried.relay, "sent");
             }
             Verdict::Retry { due_in, .. } | Verdict::Unknown { due_in } => {
+                self.metrics.retried(lane, template, outcome);
                 let due_in_s = due_in.as_secs_f64();
                 tracing::warn!(outcome, smtp.code = reply_code, due_in_s, relay = tried.relay, "to be tried again");
             }

@@ -12,6 +12,7 @@ use crate::{
     email::{AttachmentContent, EmailRequest, Envelope, Manifest, Reason, attachment},
     reload,
     store::Words,
+    telemetry::span::Span,
     templates::{AttachedFile, CompiledTemplate, RenderError, System},
 };
 
@@ -31,6 +32,19 @@ impl Rendering {
     /// For metrics: the template's key; a key that nobody knows must not make a new series.
     pub(super) fn label(&self) -> &str {
         self.template.as_ref().map_or("unknown", |t| t.key())
+    }
+
+    /// What a trace says of it.
+    pub(super) fn tell(&self, span: &Span) {
+        if span.is_on() {
+            span.set("email.template", self.label().to_owned());
+            if let Some(version) = self.version() {
+                span.set("email.template_version", i64::from(version));
+            }
+            if let Err((reason, _)) = &self.words {
+                span.fail(reason.name());
+            }
+        }
     }
 
     pub(super) fn version(&self) -> Option<i32> {

@@ -3,7 +3,10 @@
 //! Invariant: a copy or a dead letter is confirmed by the broker before the original is acknowledged. What cannot be
 //! settled is dropped unacknowledged, and comes back.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::Utc;
 use lapin::types::AMQPValue;
@@ -15,17 +18,19 @@ use uuid::Uuid;
 use super::{
     Carried, Fate, Halt, Pipeline,
     pending::{Left, Pending, Tries},
+    traced,
 };
 use crate::{
     broker::{
         Delivery, Outgoing,
-        delivery::{COPY, CRASHES, DOUBTFUL, GENERATION, PENDING, PUBLISHED_AT, TEMPLATE_VERSION},
+        delivery::{COPY, CRASHES, DOUBTFUL, GENERATION, PENDING, PUBLISHED_AT, TEMPLATE_VERSION, TRY},
         topology,
     },
     email::{self, EmailRequest, Envelope, Lane, PayloadHash, Reason, Status},
     faults::{self, Point},
     journal,
     store::{Store, StoreError},
+    telemetry::span::Span,
 };
 
 /// Longest pause between two tries to publish.
@@ -207,6 +212,25 @@ impl Settlement {
         })
     }
 
+    /// What a trace says of it.
+    fn tell(&self, span: &Span) {
+        match self {
+            Self::Dead(letter) => {
+                span.set("email.settlement", "dead_lettered");
+                span.fail(letter.reason.name());
+            }
+            Self::AfterCrash { .. } | Self::Crashed(_) => {
+                span.set("email.settlement", "crashed");
+                span.fail("crashed");
+            }
+            Self::Ack(label) => span.set("email.settlement", *label),
+            Self::HandBack => span.set("email.settlement", "handed_back"),
+            Self::Abandoned => span.set("email.settlement", "abandoned"),
+            Self::Reroute(_) => span.set("email.settlement", "rerouted"),
+            Self::Delayed(_) => span.set("email.settlement", "delayed"),
+        }
+    }
+
     /// The same id came with another payload.
     pub(super) fn conflict(request: &EmailRequest, first: PayloadHash) -> Self {
         let error =
@@ -337,6 +361,7 @@ impl Pipeline {
     pub(super) async fn settle(&self, delivery: Delivery, carried: Carried, counted: Option<[u8; 32]>) {
         let lane = delivery.envelope.lane;
         let Carried { settlement, afterwards, is_counted: _ } = carried;
+        settlement.tell(&delivery.span);
         let mut is_ready_to_ack = match &settlement {
             Settlement::Ack(label) => {
                 self.metrics.settled(lane, label);
@@ -361,7 +386,7 @@ impl Pipeline {
             Settlement::Reroute(target) => {
                 self.metrics.settled(lane, "rerouted");
                 let outgoing = self.copy(&delivery, topology::lane_queue(*target), &[]);
-                Box::pin(self.publish_patiently(lane, &outgoing)).await
+                Box::pin(self.publish_copy(&delivery, &outgoing)).await
             }
             Settlement::Delayed(delay) => {
                 self.metrics.settled(lane, "delayed");
@@ -377,11 +402,11 @@ impl Pipeline {
                 let rung = self.topology.rung(lane, Duration::ZERO);
                 let extra = [(CRASHES, AMQPValue::LongInt(crashes))];
                 let outgoing = self.copy(&delivery, topology::retry_queue(lane, rung), &extra);
-                self.publish_patiently(lane, &outgoing).await
+                self.publish_copy(&delivery, &outgoing).await
             }
             Settlement::Dead(letter) => {
                 self.metrics.settled(lane, "dead_lettered");
-                self.metrics.dead(lane, letter.reason.name());
+                self.metrics.dead(lane, self.template_of_letter(letter).as_deref().unwrap_or("unknown"), letter.reason);
                 tracing::warn!(reason = letter.reason.name(), "dead-lettered");
                 Box::pin(self.bury(&delivery, letter)).await
             }
@@ -399,7 +424,9 @@ impl Pipeline {
             self.forget_suspicion(lane, &key).await;
         }
         faults::reached(Point::AckDue);
+        let step = delivery.span.make(|| traced::ack(&delivery));
         if let Err(error) = delivery.ack().await {
+            step.fail("channel_gone");
             tracing::info!(%error, "not acknowledged; the redelivery will be recognised");
         }
         faults::reached(Point::Acked);
@@ -417,7 +444,7 @@ impl Pipeline {
             extra.push((TEMPLATE_VERSION, AMQPValue::LongInt(version)));
         }
         let outgoing = self.copy(delivery, topology::retry_queue(lane, rung), &extra);
-        if !self.publish_patiently(lane, &outgoing).await {
+        if !self.publish_copy(delivery, &outgoing).await {
             return false;
         }
         let generation = delivery.envelope.generation;
@@ -457,7 +484,7 @@ impl Pipeline {
         let mut outgoing = self.copy(delivery, String::new(), &borrowed);
         outgoing.exchange = topology::DEAD.to_owned();
         outgoing.routing_key.clone_from(&delivery.envelope.routing_key);
-        if !self.publish_patiently(lane, &outgoing).await {
+        if !self.publish_copy(delivery, &outgoing).await {
             return false;
         }
         match &letter.about {
@@ -520,12 +547,34 @@ impl Pipeline {
             // First seen now: later copies must not look younger.
             extra.push((PUBLISHED_AT, AMQPValue::LongLongInt(Utc::now().timestamp_millis())));
         }
+        if let Some(this_try) = delivery.span.traceparent() {
+            extra.push((TRY, AMQPValue::LongString(this_try.into())));
+        }
         Outgoing {
             exchange: String::new(),
             routing_key: queue,
             properties: delivery.original.copy_properties(&extra),
             body: delivery.body.clone(),
         }
+    }
+
+    /// The template that a letter is about, as metrics name it: a key that nobody knows must not make a new series.
+    fn template_of_letter(&self, letter: &Letter) -> Option<String> {
+        let key = &letter.about.as_ref()?.template_key;
+        self.catalogue.active(key).map(|template| template.key().to_owned())
+    }
+
+    /// Publishes a copy or letter of this delivery for as long as it takes. False: the daemon stops first.
+    async fn publish_copy(&self, delivery: &Delivery, outgoing: &Outgoing) -> bool {
+        let step = delivery.span.make(|| traced::publish(outgoing));
+        let began = Instant::now();
+        let published = self.publish_patiently(delivery.envelope.lane, outgoing).await;
+        if published {
+            self.metrics.published(traced::destination(outgoing), began.elapsed());
+        } else {
+            step.fail("stopped");
+        }
+        published
     }
 
     /// Publishes for as long as it takes. False: the daemon stops first.

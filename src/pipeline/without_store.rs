@@ -51,7 +51,10 @@ impl Pipeline {
         if let Some(first) = self.memory.conflict(request.id, request.payload_hash) {
             return Ok(Settlement::conflict(&request, first).into());
         }
+        let step = delivery.span.child("render");
         let rendering = self.render_from_memory(envelope, &request, published_at).await.ok_or(Halt::Away)?;
+        rendering.tell(&step);
+        drop(step);
         if rendering.manifest().is_none_or(|manifest| manifest.kind != TemplateKind::Transactional) {
             return Err(Halt::Away);
         }
@@ -143,7 +146,7 @@ impl Pipeline {
             biased;
             // Who waited for a relay until there is a database again goes by its rows.
             () = self.store.wait_until_back() => return Fate::Wait(Duration::ZERO, tries),
-            place = self.place(message) => place,
+            place = self.place(message, message.span) => place,
         };
         let Some(place) = place else { return Fate::HandBack };
         let now = Utc::now();
@@ -172,6 +175,7 @@ impl Pipeline {
             postponed_until: None,
             words: None,
         };
+        let step = message.span.child("journal");
         let sending = journal::outgoing(
             &self.entry(message, index, tries, token, Step::Sending),
             &if message.owes_files() { files_of(message) } else { Vec::new() },
@@ -188,6 +192,7 @@ impl Pipeline {
             message.give_up_claim(index);
             return Fate::HandBack;
         }
+        drop(step);
         self.metrics.without_store(if is_doubtful { "maybe_repeated" } else { "first" });
         self.deliver(message, index, claim, place).await
     }
@@ -224,6 +229,7 @@ impl Pipeline {
         let (_, token) = message.identity(index);
         let entry = self.entry(message, index, tries, token, Step::Ended(Box::new(no(status.name(), why, tries))));
         if self.publish_patiently(message.lane(), &journal::outgoing(&entry, &[])).await {
+            self.metrics.stopped(message.lane(), message.rendering.label(), status);
             Fate::Over(status)
         } else {
             Fate::HandBack

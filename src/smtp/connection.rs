@@ -20,6 +20,7 @@ use super::{
     fault::RelayError,
     reply::{RawReply, ReplyParser},
     session::Capabilities,
+    steps::Steps,
     tls::TlsClient,
 };
 use crate::email::{LinkFault, Phase};
@@ -93,10 +94,20 @@ pub(super) struct Connection {
     pub(super) mails: u32,
     /// How many it may carry.
     pub(super) mails_max: u32,
+    /// Of the mail that is being carried; before the first one, of opening it.
+    pub(super) steps: Steps,
+    /// Of opening it, for whoever waited for that.
+    pub(super) opening: Option<Steps>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, step_timeout: Duration, dot_timeout: Duration) -> io::Result<Self> {
+    /// `steps`: of opening it, up to here.
+    pub(super) fn new(
+        stream: TcpStream,
+        step_timeout: Duration,
+        dot_timeout: Duration,
+        steps: Steps,
+    ) -> io::Result<Self> {
         // Without it Nagle's algorithm and delayed acknowledgements make a mail cost 40 ms.
         stream.set_nodelay(true)?;
         SockRef::from(&stream).set_tcp_keepalive(
@@ -115,6 +126,8 @@ impl Connection {
             needs_reset: false,
             mails: 0,
             mails_max: u32::MAX,
+            steps,
+            opening: None,
         })
     }
 
@@ -125,6 +138,7 @@ impl Connection {
             .await
             .map_err(|_| RelayError::link(Phase::StartTls, &LinkFault::TimedOut(self.step_timeout)))??;
         self.wire = Wire::Tls(Box::new(stream));
+        self.steps.end(Phase::StartTls);
         self.capabilities = Capabilities { is_encrypted: true, ..Capabilities::default() };
         Ok(self)
     }

@@ -14,7 +14,7 @@ use std::{
 
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::transaction::OutgoingMail;
+use super::{steps::Steps, transaction::OutgoingMail};
 use crate::email::{LinkFault, Phase, SendReport};
 
 /// One on the wire, one following.
@@ -31,6 +31,10 @@ pub(super) struct Done {
     pub(super) report: SendReport,
     /// No mail had gone over that connection before.
     pub(super) is_fresh: bool,
+    /// Of the transaction, as far as it came.
+    pub(super) steps: Option<Steps>,
+    /// Of opening the connection, if it was opened for this mail when the place had been given already.
+    pub(super) opening: Option<Steps>,
 }
 
 impl Job {
@@ -40,8 +44,13 @@ impl Job {
     }
 
     pub(super) fn finish(self, report: SendReport, is_fresh: bool) {
+        self.finish_after(Done { report, is_fresh, steps: None, opening: None });
+    }
+
+    /// The same with what the transaction was like.
+    pub(super) fn finish_after(self, done: Done) {
         // Whoever asked may be gone.
-        drop(self.done.send(Done { report, is_fresh }));
+        drop(self.done.send(done));
     }
 
     /// The connection that should have carried it is gone, and no byte of it was sent.

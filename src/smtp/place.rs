@@ -11,6 +11,7 @@ use super::{
     line::{Done, Job},
     relay::Relay,
     reply::{Lesson, classify, lesson, wants_other_settings},
+    steps::Steps,
     transaction::OutgoingMail,
     trial::LetGo,
 };
@@ -22,6 +23,8 @@ use crate::email::{Lane, LinkFault, Outcome, Phase, SendReport};
 #[must_use]
 pub struct Place {
     pass: Pass,
+    /// Of opening a connection, if that was done for this place.
+    opening: Option<Steps>,
     /// Free once the place is no longer counted.
     _permit: OwnedSemaphorePermit,
 }
@@ -45,6 +48,10 @@ pub struct Sent {
     pub is_the_relays_affair: bool,
     /// Whether the mail may be sent again at once, and how.
     pub again: Again,
+    /// Of the transaction, as far as it came.
+    pub steps: Option<Steps>,
+    /// Of opening the connection anew, because it had grown old while the place was held.
+    pub opening: Option<Steps>,
 }
 
 /// Whether a mail that was not sent may be sent again at once: never if it may have been accepted.
@@ -80,10 +87,26 @@ impl Place {
         self.pass.relay.name()
     }
 
+    /// Where its relay is: host and port.
+    #[must_use]
+    pub fn server(&self) -> (&str, u16) {
+        (&self.pass.relay.endpoint.relay.host, self.pass.relay.endpoint.relay.port)
+    }
+
+    /// The steps of opening a connection, if that was done for this place.
+    #[must_use]
+    pub const fn opening(&self) -> Option<&Steps> {
+        self.opening.as_ref()
+    }
+
+    pub(super) fn opened_with(&mut self, opening: Option<Steps>) {
+        self.opening = opening;
+    }
+
     /// Takes the place; whether there is a connection for it is the relay's to say.
     pub(super) fn take(pass: Pass, permit: OwnedSemaphorePermit) -> Self {
         pass.relay.lanes.get(pass.lane).take_place();
-        Self { pass, _permit: permit }
+        Self { pass, opening: None, _permit: permit }
     }
 
     pub(super) const fn relay(&self) -> &Arc<Relay> {
@@ -102,12 +125,17 @@ impl Place {
         let died = || Done {
             report: SendReport::Broken { phase: Phase::FinalDot, fault: LinkFault::Closed },
             is_fresh: false,
+            steps: None,
+            opening: None,
         };
-        let Done { report, is_fresh } = answer.await.unwrap_or_else(|_| died());
+        let Done { report, is_fresh, steps, opening } = answer.await.unwrap_or_else(|_| died());
         self.pass.is_used = !matches!(report, SendReport::NotCapable { .. } | SendReport::Withdrawn { .. });
         let is_the_relays_affair = self.pass.is_used && relay.learn_from(&report, is_fresh, &self.pass, &to);
         let again = again(&report, is_fresh);
-        Sent { report, is_the_relays_affair, again }
+        if let Some(steps) = &steps {
+            relay.heard.tell(relay.name(), steps);
+        }
+        Sent { report, is_the_relays_affair, again, steps, opening }
     }
 }
 
@@ -186,7 +214,7 @@ mod tests {
     #[test]
     fn a_deferral_that_is_the_relays_affair_burns_no_try_and_nothing_else_changes() {
         let counted = |report, is_the_relays_affair| {
-            let sent = Sent { report, is_the_relays_affair, again: Again::No };
+            let sent = Sent { report, is_the_relays_affair, again: Again::No, steps: None, opening: None };
             match sent.outcome() {
                 Outcome::Deferred { counted, .. } => Some(counted),
                 Outcome::Sent { .. } | Outcome::Rejected { .. } | Outcome::Unknown { .. } => None,

@@ -30,6 +30,7 @@ use super::{
     relays::RelayHealth,
     reply::{Lesson, lesson, wants_other_settings},
     session::Endpoint,
+    steps::{Heard, Steps},
     trial::{Deferral, LetGo, MayGo, Trials},
 };
 use crate::{
@@ -56,6 +57,8 @@ pub(super) struct Relay {
     pub(super) idle_max: Duration,
     warm_fast: usize,
     changes: watch::Sender<()>,
+    /// Who wants to know how long steps take.
+    pub(super) heard: Heard,
     /// No connection is kept any more.
     pub(super) closing: CancellationToken,
 }
@@ -66,7 +69,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Relay {
-    pub(super) fn new(endpoint: Endpoint, config: &SmtpConfig, changes: watch::Sender<()>) -> Self {
+    pub(super) fn new(endpoint: Endpoint, config: &SmtpConfig, changes: watch::Sender<()>, heard: Heard) -> Self {
         let limits = &endpoint.relay.connections;
         let limit = |lane| limits.get(lane).unwrap_or(*config.connections.get(lane));
         Self {
@@ -81,6 +84,7 @@ impl Relay {
             idle_max: config.idle_max,
             warm_fast: config.warm_connections_fast,
             changes,
+            heard,
             closing: CancellationToken::new(),
             endpoint,
         }
@@ -119,29 +123,35 @@ impl Relay {
         self.proved_nothing(let_go);
     }
 
-    /// Sees to it that a place that was just taken has a connection. False: there is none to be had.
-    pub(super) async fn has_connection(self: &Arc<Self>, lane: Lane) -> bool {
+    /// Sees to it that a place that was just taken has a connection, and says how one was opened for it, if so. Nothing: there
+    /// is none to be had.
+    pub(super) async fn connected(self: &Arc<Self>, lane: Lane) -> Option<Option<Steps>> {
         let line = self.lanes.get(lane);
-        let mut may_open = true;
+        let (mut may_open, mut opened) = (true, None);
         loop {
             let moved = line.moved.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
             match line.entry(may_open && self.breaker.is_closed()) {
-                Entry::Shares => return true,
+                Entry::Shares => return Some(opened),
                 // One that cannot be opened leaves those that are.
-                Entry::Opens(opening) => may_open = self.open_for(lane, opening).await,
+                Entry::Opens(opening) => {
+                    opened = self.open_for(lane, opening).await;
+                    may_open = opened.is_some();
+                }
                 Entry::Waits => moved.await,
-                Entry::None => return false,
+                Entry::None => return None,
             }
         }
     }
 
-    async fn open_for(self: &Arc<Self>, lane: Lane, opening: Opening<'_>) -> bool {
-        let Some(connection) = self.open().await else { return false };
+    /// How it was opened; nothing if it could not be.
+    async fn open_for(self: &Arc<Self>, lane: Lane, opening: Opening<'_>) -> Option<Steps> {
+        let mut connection = self.open().await?;
+        let steps = connection.opening.take();
         opening.opened();
         tokio::spawn(driver::drive(Arc::clone(self), lane, connection));
-        true
+        steps
     }
 
     /// A new connection; nothing if there is none to be had now.
@@ -154,6 +164,9 @@ impl Relay {
                 // Opened by somebody else's fault meanwhile, it is the prober's to close.
                 self.breaker.note_connection();
                 connection.mails_max = self.mails_per_connection_max;
+                if let Some(steps) = &connection.opening {
+                    self.heard.tell(self.name(), steps);
+                }
                 Some(connection)
             }
             Err(error) => {

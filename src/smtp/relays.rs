@@ -20,6 +20,7 @@ use super::{
     place::{Pass, Place},
     relay::Relay,
     session::{Capabilities, Endpoint},
+    steps::{Heard, Listener},
     tls::{TlsClient, TlsSetupError},
     trial::MayGo,
 };
@@ -34,6 +35,7 @@ pub struct Relays {
     /// Moves whenever a relay goes up or down, a trial has room, or a connection comes free that a waiting lane could
     /// not have opened.
     changes: watch::Sender<()>,
+    heard: Heard,
     /// Held by the one of a lane whose turn it is.
     turns: PerLane<Mutex<()>>,
 }
@@ -58,6 +60,9 @@ pub struct RelayHealth {
 }
 
 impl RelayHealth {
+    /// All that [`Self::state_name`] can be.
+    pub const STATES: [&str; 5] = ["untried", "up", "paced", "down", "on_trial"];
+
     /// Whether nothing is known that keeps mail from being sent to it.
     #[must_use]
     pub const fn is_usable(&self) -> bool {
@@ -87,7 +92,7 @@ impl Relays {
     /// When TLS cannot be set up as the settings say.
     pub fn new(config: &SmtpConfig) -> Result<Arc<Self>, TlsSetupError> {
         let mut system: Option<RootCertStore> = None;
-        let changes = watch::Sender::new(());
+        let (changes, heard) = (watch::Sender::new(()), Heard::default());
         let relays = config.relays.iter().map(|relay| {
             let endpoint = Endpoint {
                 tls: TlsClient::new(relay, &mut system)?,
@@ -96,10 +101,10 @@ impl Relays {
                 step_timeout: config.step_timeout,
                 dot_timeout: config.dot_timeout,
             };
-            Ok(Arc::new(Relay::new(endpoint, config, changes.clone())))
+            Ok(Arc::new(Relay::new(endpoint, config, changes.clone(), heard.clone())))
         });
         let relays = relays.collect::<Result<_, TlsSetupError>>()?;
-        Ok(Arc::new(Self { relays, changes, turns: PerLane::from_fn(|_| Mutex::new(())) }))
+        Ok(Arc::new(Self { relays, changes, heard, turns: PerLane::from_fn(|_| Mutex::new(())) }))
     }
 
     /// A place on a connection of this lane, to the first relay that works and is not paced out. Waits for as long as
@@ -110,11 +115,17 @@ impl Relays {
             let (pass, permit) = self.next(lane).await;
             // Connecting takes time that those behind need not wait for.
             drop(turn);
-            let place = Place::take(pass, permit);
-            if place.relay().has_connection(lane).await {
+            let mut place = Place::take(pass, permit);
+            if let Some(opening) = place.relay().connected(lane).await {
+                place.opened_with(opening);
                 return place;
             }
         }
+    }
+
+    /// Tells this listener the steps of every mail and of every connection that is opened from now on.
+    pub fn tell_steps(&self, listener: Arc<Listener>) {
+        self.heard.listen(listener);
     }
 
     /// A place at a relay that works right now, but at none of these; nothing if there is none.
@@ -125,8 +136,9 @@ impl Relays {
             let relay = relay?;
             let permit = Arc::clone(&relay.lanes.get(lane).permits).acquire_owned().await.ok()?;
             let Some(pass) = relay.let_go(lane, Instant::now()) else { continue };
-            let place = Place::take(pass, permit);
-            if place.relay().has_connection(lane).await {
+            let mut place = Place::take(pass, permit);
+            if let Some(opening) = place.relay().connected(lane).await {
+                place.opened_with(opening);
                 return Some(place);
             }
         }

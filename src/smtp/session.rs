@@ -21,6 +21,7 @@ use super::{
     connection::Connection,
     fault::{RelayError, RelayFault},
     reply::RawReply,
+    steps::Steps,
     tls::TlsClient,
 };
 use crate::{
@@ -106,9 +107,11 @@ pub(super) struct Endpoint {
 impl Endpoint {
     /// Connects and goes through everything that comes before MAIL.
     pub(super) async fn open(&self) -> Result<Connection, RelayError> {
+        let mut steps = Steps::begin();
         let stream = self.connect().await?;
-        let mut connection =
-            Connection::new(stream, self.step_timeout, self.dot_timeout).map_err(|error| unreachable_error(&error))?;
+        steps.end(Phase::Connect);
+        let mut connection = Connection::new(stream, self.step_timeout, self.dot_timeout, steps)
+            .map_err(|error| unreachable_error(&error))?;
         match (self.relay.tls, &self.tls) {
             (RelayTls::Implicit, Some(tls)) => {
                 connection = connection.into_tls(tls).await?;
@@ -133,6 +136,7 @@ impl Endpoint {
         if let Some(credentials) = &self.relay.credentials {
             authenticate(&mut connection, credentials).await?;
         }
+        connection.opening = Some(std::mem::replace(&mut connection.steps, Steps::none()));
         if connection.is_in_step() { Ok(connection) } else { Err(RelayError::link(Phase::Ehlo, &LinkFault::BadReply)) }
     }
 
@@ -253,6 +257,7 @@ async fn exchange(connection: &mut Connection, phase: Phase, command: &str) -> R
         Ok(()) => connection.read_reply().await,
         Err(fault) => Err(fault),
     };
+    connection.steps.end(phase);
     result.map_err(|fault| RelayError::link(phase, &fault))
 }
 

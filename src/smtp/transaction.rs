@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use super::{
     connection::Connection,
     content::ContentEncoder,
-    line::{Job, Line},
+    line::{Done, Job, Line},
     reply::RawReply,
+    steps::Steps,
 };
 use crate::{
     email::{EmailAddress, LinkFault, Phase, Reply, SendReport},
@@ -98,6 +99,7 @@ pub(super) async fn carry(connection: &mut Connection, line: &Line, job: Job) ->
         return None;
     }
     connection.mails += 1;
+    connection.steps = Steps::begin();
     let entered = if connection.capabilities.pipelining {
         match write_envelope(connection, &job.mail).await {
             Ok(()) => read_envelope(connection, &job.mail).await,
@@ -115,6 +117,7 @@ pub(super) async fn carry_on(connection: &mut Connection, line: &Line, Following
         job.fail();
         return None;
     }
+    connection.steps = Steps::begin();
     let entered = read_envelope(connection, &job.mail).await;
     finish(connection, line, job, entered).await
 }
@@ -128,13 +131,13 @@ async fn finish(
     let is_fresh = connection.mails == 1;
     if let Err(report) = entered {
         connection.needs_reset = true;
-        job.finish(report, is_fresh);
+        tell(connection, job, report, is_fresh);
         return None;
     }
     if let Some(why) = job.obstacle() {
         // The relay waits for content. Closing is the only way to say that there is none.
         connection.spoil();
-        job.finish(SendReport::Withdrawn { why }, is_fresh);
+        tell(connection, job, SendReport::Withdrawn { why }, is_fresh);
         return None;
     }
     let mut following = None;
@@ -146,8 +149,14 @@ async fn finish(
             report
         }
     };
-    job.finish(report, is_fresh);
+    tell(connection, job, report, is_fresh);
     following
+}
+
+/// Tells how it went, and how long the steps took.
+fn tell(connection: &mut Connection, job: Job, report: SendReport, is_fresh: bool) {
+    let steps = std::mem::replace(&mut connection.steps, Steps::none());
+    job.finish_after(Done { report, is_fresh, steps: Some(steps), opening: connection.opening.take() });
 }
 
 /// Why a mail is not begun at all, if so.
@@ -182,6 +191,7 @@ async fn content_and_reply(
             *following = Some(Following(next));
         }
     };
+    connection.steps.end(Phase::FinalDot);
     faults::reached(Point::Replied);
     judge(connection, mail, Phase::FinalDot, reply, &DONE)
 }
@@ -362,6 +372,7 @@ async fn write_content(
         if let Err(fault) = connection.write(&piece, replies).await {
             if is_last && connection.written() >= terminated {
                 // The terminator is out: what the relay has to say about it is all that counts.
+                connection.steps.end(Phase::Content);
                 return Ok(());
             }
             return Err(broken_off(connection, mail, fault).await);
@@ -370,6 +381,7 @@ async fn write_content(
             if following.is_some() {
                 faults::reached(Point::Data);
             }
+            connection.steps.end(Phase::Content);
             return Ok(());
         }
         faults::reached(Point::Content);
@@ -397,6 +409,7 @@ async fn step(
     wanted: &Range<u16>,
 ) -> Result<Reply, SendReport> {
     let reply = connection.read_reply().await;
+    connection.steps.end(phase);
     judge(connection, mail, phase, reply, wanted)
 }
 

@@ -192,3 +192,9 @@ mod broker_upgrade;
 mod dashboard_queries;
 
 mod proto_compatibility;
+
+mod telemetry_traces;
+
+mod telemetry_metrics;
+
+mod telemetry_collector_away;

@@ -77,6 +77,9 @@ pub mod traces;
 /// Retention at any time.
 pub mod retention;
 
+/// Somebody who takes traces and metrics.
+pub mod collector;
+
 /// A real browser.
 pub mod browser;
 

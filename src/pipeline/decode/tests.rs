@@ -29,6 +29,8 @@ fn envelope(content_type: &str) -> Envelope {
         replayed_at: None,
         traceparent: None,
         tracestate: None,
+        earlier_try: None,
+        given_up: None,
     }
 }
 
