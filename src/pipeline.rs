@@ -294,10 +294,12 @@ impl Pipeline {
         faults::reached_by(Point::Rendered, request.id);
         self.metrics.accepted(envelope.lane, rendering.label());
         // Held to the end, as the message's own share is. What is not fetched yet needs no place on a connection.
+        let step = request.has_references().then(|| delivery.span.child("fetch"));
         let Fetched { missing, share: _share } = match request.has_references() {
             true => Box::pin(self.fetch(delivery, &mut request, &rendering, Archive::Asked)).await?,
             false => Fetched::default(),
         };
+        drop(step);
         self.admit_and_deliver(delivery, &request, published_at, &rendering, missing).await
     }
 

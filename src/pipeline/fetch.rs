@@ -197,7 +197,7 @@ impl Pipeline {
         let (everybody, may_be_known) = (0..message.len(), message.envelope.may_be_known());
         let domain = &self.mail.message_id_domain;
         let asked = message.claim_request(everybody, None, domain, Utc::now(), may_be_known, true);
-        let standings = match self.claim(message, &asked).await? {
+        let standings = match self.claim(message, &asked, &message.span.child("put off")).await? {
             Admission::Known(standings) => standings,
             Admission::OldCopy => return Ok(Settlement::Ack("duplicate").into()),
             Admission::Conflict { stored } => return Ok(Settlement::conflict(message.request, stored).into()),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! process email.standard              the delivery, below the producer's span (see [`crate::telemetry::origin`])
-//! ├─ decode, render
+//! ├─ decode, render, fetch             fetch: attachments that lie elsewhere
 //! ├─ admit
 //! │  ├─ place                         waiting for a relay and a connection; below it the steps of one that was opened for it
 //! │  └─ claim                         rows and claim committed
