@@ -1,11 +1,14 @@
 //! Every mail in every language, as the relay gets it: no parser stumbles over it, no filter takes it for spam.
 
-use std::{fs, path::PathBuf, process::Stdio};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use postrider::templates::parse_manifest;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::process::Command;
 
 use crate::support::{
     installation::Installation,
@@ -69,7 +72,6 @@ async fn no_mail_is_malformed_cut_short_or_taken_for_spam() {
         .arg(folder.path())
         .stdout(Stdio::piped())
         .output()
-        .await
         .expect("/usr/bin/python3 (`./deploy/dev test` installs what it needs)");
     let said = String::from_utf8_lossy(&judged.stdout).into_owned();
     if let Some(kept) = std::env::var_os("TEST_MAILS").map(PathBuf::from) {
