@@ -97,7 +97,7 @@ pub(super) fn inline(words: &Words<'_>) -> Result<Option<Inlined>, LintFault> {
     }))
 }
 
-/// Whether two documents are the same but for blanks and what is left in `<style>`: `written`, with its styles moved now, and
+/// Whether two documents are the same but for blanks, the order of attributes, and what is left in `<style>`: `written`, with its styles moved now, and
 /// `moved`, whose styles were moved before it was rendered.
 ///
 /// # Errors
@@ -118,14 +118,23 @@ fn inliner(moves: bool) -> CSSInliner<'static> {
         .build()
 }
 
-/// A document without blanks and without what its style blocks hold.
+/// A document without blanks and without what its style blocks hold, and with the attributes of each tag in order.
 fn essence(html: &str) -> String {
-    let (mut out, mut rest) = (String::with_capacity(html.len()), html);
-    while let Some(start) = rest.find("<style") {
-        out.push_str(&rest[..start]);
-        rest = rest[start..].find("</style>").map_or("", |end| &rest[start + end..]);
+    let (mut out, mut at) = (String::with_capacity(html.len()), 0);
+    for mut tag in scan::written_tags(html) {
+        out.push_str(&html[at..tag.start]);
+        tag.attributes.sort_unstable();
+        out.extend(["<", tag.name]);
+        for (name, value) in tag.attributes {
+            out.extend([" ", name, "=\"", value, "\""]);
+        }
+        out.push('>');
+        at = match tag.name {
+            "style" => html[tag.end..].find("</style>").map_or(html.len(), |end| tag.end + end),
+            _ => tag.end,
+        };
     }
-    out.push_str(rest);
+    out.push_str(&html[at..]);
     out.retain(|c| !c.is_ascii_whitespace());
     out
 }

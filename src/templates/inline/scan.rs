@@ -106,6 +106,8 @@ fn tag(rest: &str) -> Option<(&str, usize)> {
 pub(super) struct WrittenTag<'a> {
     pub(super) name: &'a str,
     pub(super) attributes: Vec<(&'a str, &'a str)>,
+    /// Its `<`.
+    pub(super) start: usize,
     /// Behind its `>`.
     pub(super) end: usize,
 }
@@ -144,7 +146,7 @@ fn written_tag(html: &str, start: usize) -> WrittenTag<'_> {
     loop {
         at += html[at..].len() - html[at..].trim_start_matches(|c: char| c.is_ascii_whitespace() || c == '/').len();
         if html[at..].starts_with('>') || at >= html.len() {
-            return WrittenTag { name, attributes, end: (at + 1).min(html.len()) };
+            return WrittenTag { name, attributes, start, end: (at + 1).min(html.len()) };
         }
         let end = word(at).max(at + 1);
         let attribute = &html[at..end];
