@@ -394,7 +394,8 @@ async fn an_urgent_one_is_fetched_without_a_database_as_well() {
     line.mend().await;
     let row = post.database.wait_for(id(&late), "sent").await.remove(0);
     assert_eq!(row.attempts, 1);
-    assert_eq!(kept(&post).await, [("facture.pdf".to_owned(), pdf().len() as i64)], "the audit has it");
+    // The other mail names the same bytes: it may have its line by now as well.
+    assert_eq!(kept(&post).await[0], ("facture.pdf".to_owned(), pdf().len() as i64), "the audit has it");
     let letter = post.database.wait_for_letter(id(&never)).await;
     assert_eq!(letter.reason, "bad_attachment");
     post.wait_until_settled().await;
