@@ -222,16 +222,12 @@ fn file_part<'x>(file: &FilePart<'x>) -> Result<MimePart<'x>, MimeError> {
     let charset = if file.content_type == "text/csv" { "; charset=utf-8" } else { "" };
     let disposition = ContentType::new(if file.content_id.is_some() { "inline" } else { "attachment" });
     let name = one_line(file.file_name);
-    let disposition = if name.is_ascii() {
-        disposition.attribute("filename", name)
-    } else {
-        // The plain name is for readers that do not know RFC 2231. It comes second: some take the first they understand.
-        let plain = ascii_file_name(&name);
-        disposition.attribute("filename", name).attribute("filename", plain)
-    };
+    // For readers that do not know RFC 2231: a second file name beside the first would be a defect of the header.
+    let plain = if name.is_ascii() { String::new() } else { format!("; name=\"{}\"", ascii_file_name(&name)) };
+    let disposition = disposition.attribute("filename", name);
     // A raw header keeps the builder from choosing 7bit for files that are text.
     let mut part = MimePart::raw(BodyPart::from(file.bytes))
-        .header("Content-Type", Raw::new(format!("{}{charset}", file.content_type)))
+        .header("Content-Type", Raw::new(format!("{}{charset}{plain}", file.content_type)))
         .header("Content-Disposition", disposition);
     if let Some(id) = file.content_id {
         if !is_content_id(id) {

@@ -143,7 +143,10 @@ fn files_are_attached_and_images_are_related() {
     assert_eq!((image.contents(), pdf.contents(), table.contents()), (&b"\x89PNG\r\n"[..], &b"%PDF"[..], csv));
     let text = String::from_utf8(bytes).expect("ASCII");
     assert_eq!(text.matches("Content-Transfer-Encoding: base64").count(), 3, "files are always base64");
-    assert!(text.contains("filename=\"Facture fevrier _ 2 _.pdf\""), "a name for readers without RFC 2231");
+    assert!(
+        text.contains("Content-Type: application/pdf; name=\"Facture fevrier _ 2 _.pdf\""),
+        "a name for readers without RFC 2231"
+    );
     assert!(text.contains("filename*=UTF-8''Facture%20f%C3%A9vrier"));
 }
 

@@ -375,7 +375,11 @@ mod tests {
         };
         assert_eq!(remarks(HTML.to_owned()), [""; 0]);
         let large = remarks(format!("{HTML}{}", "x".repeat(HTML_BYTES_WARN)));
-        assert!(large.len() == 2 && large.iter().any(|words| words.contains("bytes with the sample: Gmail cuts it at 102000")), "{large:?}");
+        assert!(
+            large.len() == 2
+                && large.iter().any(|words| words.contains("bytes with the sample: Gmail cuts it at 102000")),
+            "{large:?}"
+        );
         let computed = HTML.replace("<p>", "<style>p{color:red}</style>\n<p class=\"{{name}}\">");
         let want = "html.hbs:2: styles stay in <style>, where some mail programs ignore them: classes are computed: no rule \
                     can be moved by them";

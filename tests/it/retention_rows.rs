@@ -219,8 +219,8 @@ async fn a_file_stays_as_long_as_any_mail_has_it() {
     let (old, young) = (Mail::of("sent", 100).write(&database).await, Mail::of("sent", 10).write(&database).await);
     for (name, mails) in [("shared", vec![old, young]), ("old", vec![old])] {
         sqlx::query(
-            "insert into attachment_blobs (sha256, size_bytes, data, created_at)
-             values (sha256($1::text::bytea), 1, $1::text::bytea, now() - interval '100 days')",
+            "insert into attachment_blobs (sha256, size_bytes, data, created_at, used_at)
+             select sha256($1::text::bytea), 1, $1::text::bytea, at, at from (select now() - interval '100 days' as at) as long_ago",
         )
         .bind(name)
         .execute(&database.pool)

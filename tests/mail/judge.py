@@ -95,14 +95,20 @@ def judge_spam(mails):
     judged = [email.message_from_bytes(part) for part in re.split(rb"(?m)^From noreply@rgz\.bj .*\n", answer) if part]
     if len(judged) != len(mails):
         fault("spamassassin", f"{len(judged)} answers for {len(mails)} mails")
-    for name, mail in zip(mails, judged):
+    # Not always in the order in which they were given.
+    by_id = {mail["Message-ID"]: mail for mail in judged}
+    for name, raw in mails.items():
+        mail = by_id.get(email.message_from_bytes(raw)["Message-ID"])
+        if mail is None:
+            fault(name, "SpamAssassin has not answered for it")
+            continue
         score = re.search(r"score=(-?[0-9.]+)", mail.get("X-Spam-Status", ""))
         rules = [rule.split("=") for rule in "".join(mail.get("X-Spam-Scores", "").split()).split(",") if "=" in rule]
         if not score or not rules:
             fault(name, "SpamAssassin has not judged it")
             continue
         print(f"{name}: score {score[1]}, rules {' '.join('='.join(rule) for rule in rules)}")
-        if sum(float(weight) for _, weight in rules if float(weight) > 0) > SCORE_MAX:
+        if float(score[1]) > SCORE_MAX:
             fault(name, f"SpamAssassin gives {score[1]}: {rules}")
 
 
