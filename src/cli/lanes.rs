@@ -48,7 +48,7 @@ struct SteerArgs {
     /// Which: fast (P0), standard (P1, P2) or bulk (P3).
     #[arg(value_parser = PossibleValuesParser::new(Lane::ALL.map(Lane::name)))]
     lane: String,
-    /// Why. Kept for good: no personal data.
+    /// Why. Kept until it is anonymised: no personal data.
     #[arg(long)]
     note: Option<String>,
     #[command(flatten)]

@@ -71,7 +71,7 @@ pub(super) struct ListArgs {
 pub(super) struct AddArgs {
     /// The address.
     address: String,
-    /// Why. Operator and unsubscribe stop only marketing, the others every mail.
+    /// Why. Operator and unsubscribe stop only marketing (unsubscribe with a category only that), the others every mail.
     #[arg(long, default_value = SuppressionReason::Operator.name(), value_parser = reasons())]
     reason: String,
     /// What was unsubscribed from.
@@ -80,7 +80,7 @@ pub(super) struct AddArgs {
     /// Until when: 12h or 30d from now, a date, or a time such as 2026-12-24T18:00:00Z. Without it: for ever.
     #[arg(long, value_name = "TIME", value_parser = end)]
     expires: Option<DateTime<Utc>>,
-    /// A word to whoever looks at it later. Kept for good: no personal data.
+    /// A word to whoever looks at it later. Kept until it is anonymised: no personal data.
     #[arg(long)]
     note: Option<String>,
     #[command(flatten)]
@@ -97,14 +97,14 @@ pub(super) struct RemoveArgs {
     /// Only what is there for this category.
     #[arg(long)]
     category: Option<String>,
-    /// Why. Kept for good: no personal data.
+    /// Why. Kept until it is anonymised: no personal data.
     #[arg(long)]
     note: Option<String>,
     #[command(flatten)]
     by: ByArgs,
 }
 
-/// Who does what is kept for good.
+/// Who does what is kept as long as the audit.
 #[derive(Debug, Args)]
 pub(super) struct ByArgs {
     /// Who does it: kept in the history.

@@ -75,7 +75,7 @@ pub(super) async fn show(
 #[serde(deny_unknown_fields)]
 #[schema(as = SteeringReason)]
 pub(super) struct Why {
-    /// Kept for good: no personal data
+    /// Kept until it is anonymised: no personal data
     #[schema(max_length = 500, pattern = "^[^\\x00]*$", example = "wrong prices in the announcement")]
     note: Option<String>,
 }

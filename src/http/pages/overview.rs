@@ -163,7 +163,7 @@ fn steering(session: &Session, lane: &LaneView) -> Markup {
             summary { (word) " the " (lane.lane) " lane" }
             form.row method="post" action=(format!("/lanes/{}/{order}", lane.lane)) data-confirm=[question] {
                 (csrf(session))
-                label { "Note" input type="text" name="note" maxlength=(NOTE_CHARS_MAX) placeholder="why; kept for good"; }
+                label { "Note" input type="text" name="note" maxlength=(NOTE_CHARS_MAX) placeholder="why; no personal data"; }
                 button type="submit" class=[(!is_paused).then_some("danger")] { (word) }
             }
         }
