@@ -34,6 +34,8 @@ const CLASSIC_MAX_PRIORITY: i32 = 9;
 
 /// AMQP's code for a lack of permission.
 const ACCESS_REFUSED: u16 = 403;
+/// What the broker says of itself and not of what was asked: an operator closed the connection, it lacks something, it erred.
+const ABOUT_THE_BROKER: [u16; 3] = [320, 506, 541];
 
 /// The queue of a lane.
 #[must_use]
@@ -315,6 +317,8 @@ pub(super) fn explain(what: &str, name: &str, error: lapin::Error) -> BrokerErro
     // received 'a' but current is 'b'"), so its sentence is passed on.
     let said = refusal.get_message().as_str().to_owned();
     match refusal.get_id() {
+        // Another connection will do.
+        code if ABOUT_THE_BROKER.contains(&code) => BrokerError::Amqp(error),
         406 => BrokerError::Topology(format!(
             "{what} {name} exists with other arguments than these settings ask for: {said}. Delete it (its messages \
              first), or change AMQP_QUEUE_TYPE or the ladders to match, or set AMQP_TOPOLOGY=none"
@@ -333,6 +337,21 @@ pub(super) fn explain(what: &str, name: &str, error: lapin::Error) -> BrokerErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_that_an_operator_closes_says_nothing_about_a_queue() {
+        use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+        let explained = |kind: AMQPErrorKind| {
+            let refusal = AMQPError::new(kind, "said".into());
+            explain("queue", "email.fast", lapin::Error::from(ErrorKind::ProtocolError(refusal)))
+        };
+        for kind in [AMQPHardError::CONNECTIONFORCED, AMQPHardError::RESOURCEERROR, AMQPHardError::INTERNALERROR] {
+            assert!(matches!(explained(kind.into()), BrokerError::Amqp(_)));
+        }
+        assert!(matches!(explained(AMQPSoftError::PRECONDITIONFAILED.into()), BrokerError::Topology(_)));
+        assert!(matches!(explained(AMQPSoftError::NOTFOUND.into()), BrokerError::Missing(_)));
+        assert!(matches!(explained(AMQPHardError::NOTALLOWED.into()), BrokerError::Topology(_)));
+    }
 
     #[test]
     fn a_delay_is_named_by_its_largest_whole_unit() {
