@@ -444,6 +444,7 @@ async fn prepare_once(
     pauses.load().await?;
     let tries_default = config.pipeline.tries_default;
     for synced in reload::sync_folder(store, &config.mail.templates_dir, tries_default, false, "sync").await? {
+        catalogue.insert(&synced.template);
         if synced.result != "unchanged" {
             tracing::info!(template = synced.key, version = synced.version, result = synced.result, "template");
         }

@@ -16,7 +16,7 @@ use crate::{
         },
         told::Topic,
     },
-    templates::{Catalogue, CompiledTemplate, FolderFaults, TemplateSource, lint, read_folder},
+    templates::{Catalogue, CompiledTemplate, FolderFaults, TemplateSource, compile_sound, read_folder},
 };
 
 /// How often a daemon asks whether an activation has happened that it was not told of.
@@ -58,6 +58,9 @@ pub struct Synced {
     pub version: i32,
     /// `added`, `unchanged`, `draft` or `activated`.
     pub result: &'static str,
+    /// That version, ready to render: who loads it does not compile it again.
+    #[serde(skip)]
+    pub template: Arc<CompiledTemplate>,
 }
 
 /// Brings the folder's templates into the database. Absent keys become active; other changes become drafts, unless
@@ -73,21 +76,23 @@ pub async fn sync_folder(
     by: &str,
 ) -> Result<Vec<Synced>, SyncError> {
     let sources = read_folder(folder)?;
-    let faults: Vec<String> = sources
-        .iter()
-        .flat_map(|source| lint(source).into_iter().map(move |fault| format!("{}: {fault}", source.key)))
-        .collect();
+    let (mut sound, mut faults) = (Vec::with_capacity(sources.len()), Vec::new());
+    for source in sources {
+        match compile_sound(&source, tries_default) {
+            Ok(compiled) => sound.push((source, compiled)),
+            Err(found) => faults.extend(found.iter().map(|fault| format!("{}: {fault}", source.key))),
+        }
+    }
     if !faults.is_empty() {
         return Err(SyncError::Lint(faults));
     }
-    let mut all = Vec::with_capacity(sources.len());
-    for source in &sources {
-        let compiled = compile(source, 0, tries_default)?;
+    let mut all = Vec::with_capacity(sound.len());
+    for (source, compiled) in sound {
         let activation = if activate { Activation::Always } else { Activation::OfFirst };
         let edit = Edit { by, expects: Expects::Anything, accepted: &[] };
-        let document = serde_json::to_value(source).unwrap_or_default();
+        let document = serde_json::to_value(&source).unwrap_or_default();
         let added =
-            store.add_template(&head_of(source, &compiled), &document, &source.checksum(), activation, &edit).await?;
+            store.add_template(&head_of(&source, &compiled), &document, &source.checksum(), activation, &edit).await?;
         let (version, result) = match added {
             Ok(Added::First) => (1, "added"),
             Ok(Added::Same(version)) => (version, "unchanged"),
@@ -95,7 +100,7 @@ pub async fn sync_folder(
             Ok(Added::Activated(version) | Added::Reactivated(version)) => (version, "activated"),
             Err(refused) => return Err(SyncError::Refused(refused)),
         };
-        all.push(Synced { key: source.key.clone(), version, result });
+        all.push(Synced { key: source.key, version, result, template: Arc::new(compiled.as_version(version)) });
     }
     Ok(all)
 }

@@ -129,6 +129,12 @@ impl CompiledTemplate {
         self.version
     }
 
+    /// The same under the number that the database gave it.
+    #[must_use]
+    pub fn as_version(self, version: i32) -> Self {
+        Self { version, ..self }
+    }
+
     /// SHA-256 over the source.
     #[must_use]
     pub const fn checksum(&self) -> [u8; 32] {

@@ -40,17 +40,31 @@ pub fn lint(source: &TemplateSource) -> Vec<LintFault> {
 #[must_use]
 pub fn inspect(source: &TemplateSource) -> Inspection {
     // Version and tries play no part in what is checked.
-    let template = match CompiledTemplate::compile(source, 0, 1) {
-        Ok(template) => template,
-        Err(faults) => return Inspection { faults, remarks: Vec::new() },
-    };
+    match CompiledTemplate::compile(source, 0, 1) {
+        Ok(template) => inspect_compiled(&template, source),
+        Err(faults) => Inspection { faults, remarks: Vec::new() },
+    }
+}
+
+/// Compiles a source and checks the result, so that who needs both pays for one. `tries_default` as in
+/// [`CompiledTemplate::compile`]; the version is not known yet, and 0.
+///
+/// # Errors
+/// Everything that is wrong with it, as [`lint()`] says it.
+pub fn compile_sound(source: &TemplateSource, tries_default: i32) -> Result<CompiledTemplate, Vec<LintFault>> {
+    let template = CompiledTemplate::compile(source, 0, tries_default)?;
+    let faults = inspect_compiled(&template, source).faults;
+    if faults.is_empty() { Ok(template) } else { Err(faults) }
+}
+
+fn inspect_compiled(template: &CompiledTemplate, source: &TemplateSource) -> Inspection {
     let mut found = Inspection::default();
-    check_sample(&template, &source.sample, &mut found.faults);
+    check_sample(template, &source.sample, &mut found.faults);
     if !found.faults.is_empty() {
         return found;
     }
     for wording in template.wordings() {
-        let in_locale = inspect_wording(&template, wording, &source.sample);
+        let in_locale = inspect_wording(template, wording, &source.sample);
         found.faults.extend(in_locale.faults.into_iter().map(|fault| wording.named(fault)));
         found.remarks.extend(in_locale.remarks.into_iter().map(|remark| wording.named(remark)));
         found.remarks.extend(wording.not_moved.clone());
