@@ -61,6 +61,8 @@ use self::{
 
 /// Requests of the full form, at least.
 const REQUESTS_MIN: usize = 20_000;
+/// Faults of a case that are named again at the end.
+const SHOWN_MAX: usize = 5;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 4)]
 async fn main() -> ExitCode {
@@ -105,6 +107,13 @@ async fn main() -> ExitCode {
         println!("chaos: the contract was kept in all {} cases", reports.all.len());
         ExitCode::SUCCESS
     } else {
+        // Once more at the very end: of a long output that is what is kept and looked at.
+        for report in reports.all.iter().filter(|report| !report.is_good()) {
+            println!("chaos: {}: {}", report.name, report.verdict());
+            for violation in report.found.iter().take(SHOWN_MAX) {
+                println!("  {}", violation.words.lines().next().unwrap_or_default());
+            }
+        }
         println!("chaos: FAILED");
         ExitCode::FAILURE
     }

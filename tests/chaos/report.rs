@@ -46,7 +46,8 @@ impl Report {
         }
     }
 
-    fn verdict(&self) -> String {
+    /// In a word or two.
+    pub fn verdict(&self) -> String {
         let mut kinds: Vec<Fault> = self.found.iter().map(|violation| violation.fault).collect();
         kinds.sort_unstable();
         kinds.dedup();

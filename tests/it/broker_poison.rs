@@ -120,7 +120,7 @@ async fn a_panic_once_costs_a_mail_no_try() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mail_whose_sending_kills_every_daemon_is_sent_alone_and_parked() {
-    let mut post = Installation::prepare(&[("EMAIL_LEASE_SECONDS", "1")]).await;
+    let mut post = Installation::prepare(&[("EMAIL_LEASE_SECONDS", "2")]).await;
     let (deadly, neighbours) = publish(&mut post).await;
     let dies = [("POSTRIDER_DIE_AT", format!("send@{deadly}"))];
     let (lives, mut last) = live_and_die(&post, deadly, &dies).await;

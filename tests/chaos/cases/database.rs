@@ -2,6 +2,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
+use postrider::{broker::topology, email::Lane};
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::Case;
@@ -39,6 +40,11 @@ async fn begin(run: Run) -> Stage {
     let mut stage = Stage::set(run, Setup { mix, ..Setup::default() }).await;
     stage.start_daemon(&[]);
     stage.start_daemon(&[]);
+    // A daemon that is still starting cannot show that its fast lane outlives the database.
+    let both = async |stage: &Stage| {
+        stage.post.broker.depth(&topology::lane_queue(Lane::Fast)).await.is_some_and(|depth| depth.consumers == 2)
+    };
+    stage.until("both daemons consume", both).await;
     stage.load.allow_per_second(per_second);
     pause(&mut stage, 800..=1500).await;
     stage

@@ -1,9 +1,14 @@
+use std::{fmt::Write, time::Instant};
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{database::Database, wait::until};
+use super::{
+    database::Database,
+    wait::{PAUSE, WAIT_MAX, until},
+};
 
 /// One mail, as the audit has it.
 #[derive(Debug, Clone, FromRow)]
@@ -106,14 +111,29 @@ impl Database {
         .expect("the audit answers")
     }
 
-    /// Waits until every mail of a request has this status, and returns them.
+    /// Waits until every mail of a request has this status, and returns them; tells what has become of them instead.
     pub async fn wait_for(&self, request: Uuid, status: &str) -> Vec<Row> {
-        until(&format!("{request} is {status}"), async || {
+        let is_so = |rows: &[Row]| !rows.is_empty() && rows.iter().all(|row| row.status == status);
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
             let rows = self.rows(request).await;
-            !rows.is_empty() && rows.iter().all(|row| row.status == status)
-        })
-        .await;
-        self.rows(request).await
+            if is_so(&rows) {
+                return rows;
+            }
+            if Instant::now() >= deadline {
+                let mut told = String::new();
+                for row in &rows {
+                    let Row { status, attempts, reason, held, settlement, .. } = row;
+                    let timeline = self.timeline(row.id).await;
+                    let _ = write!(
+                        told,
+                        "\n{status} after {attempts} tries, reason {reason:?}, held {held}, settlement {settlement}: {timeline:#?}"
+                    );
+                }
+                panic!("waited in vain for: {request} is {status}; its {} mails are: {told}", rows.len());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// What happened to a mail, in order.

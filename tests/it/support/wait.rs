@@ -1,9 +1,9 @@
 use std::time::{Duration, Instant};
 
 /// Longest wait of a test for something to become true.
-pub const WAIT_MAX: Duration = Duration::from_secs(30);
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Between two looks.
-const PAUSE: Duration = Duration::from_millis(20);
+pub const PAUSE: Duration = Duration::from_millis(20);
 
 /// Waits until it is so, looking again and again.
 pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
