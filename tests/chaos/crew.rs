@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{daemon::Variables, process::DaemonProcess};
+use crate::{
+    support::{daemon::Variables, process::DaemonProcess},
+    watch,
+};
 
 /// Between two looks at a process.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -30,7 +33,9 @@ pub struct Crew {
 impl Crew {
     /// Starts one, and says how it is called from now on.
     pub fn start(&mut self, variables: &Variables) -> usize {
-        self.running.push(Some(DaemonProcess::start(variables)));
+        let daemon = DaemonProcess::start(variables);
+        watch::watch(&daemon);
+        self.running.push(Some(daemon));
         self.running.len() - 1
     }
 

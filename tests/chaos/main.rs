@@ -28,6 +28,8 @@ mod load;
 
 mod crew;
 
+mod watch;
+
 mod services;
 
 mod audit;
@@ -96,7 +98,9 @@ async fn main() -> ExitCode {
         eprintln!("chaos: {}: {error}", file.display());
         return ExitCode::FAILURE;
     }
-    let mut faults = Vec::new();
+    let watched = watch::watched();
+    println!("{}", watched.words);
+    let mut faults = if is_all { watched.faults } else { Vec::new() };
     if args.full && is_all {
         faults.extend(reports.imbalance());
         let requests = reports.totals().account.requests;

@@ -123,8 +123,8 @@ impl Stage {
         if !setup.thinks.is_zero() {
             relay.script(Rule::at(Phase::FinalDot, Act::Delay(setup.thinks)));
         }
-        // As in the other tests: whoever wants to know more asks for it.
-        let log = std::env::var("TEST_LOG").unwrap_or_else(|_| "warn".to_owned());
+        // As in the other tests: whoever wants to know more asks for it. Where it listens is known from the log.
+        let log = std::env::var("TEST_LOG").unwrap_or_else(|_| "warn,postrider::app=info".to_owned());
         let usual = [
             ("EMAIL_LEASE_SECONDS", "2"),
             ("SMTP_TIMEOUT_SECONDS", "10"),

@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     daemon::Variables,
-    wait::{until, until_some},
+    wait::{PAUSE, until, until_some},
 };
 
 /// The real binary.
@@ -53,14 +53,20 @@ impl DaemonProcess {
 
     /// Where operators reach it, once it listens.
     pub async fn admin(&self) -> String {
-        until_some("the admin listener", async || {
-            let log = self.log();
-            let line = log.lines().find(|line| line.contains("admin listener"))?;
-            let (_, rest) = line.split_once("127.0.0.1:")?;
-            let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
-            Some(format!("http://127.0.0.1:{port}"))
-        })
-        .await
+        until_some("the admin listener", async || admin_in(&self.log())).await
+    }
+
+    /// The same for whoever does not wait with the daemon in hand; nothing if it is gone before it listens.
+    pub fn admin_later(&self) -> impl Future<Output = Option<String>> + Send + use<> {
+        let log = self.log.path().join("log");
+        async move {
+            loop {
+                if let Some(url) = admin_in(&std::fs::read_to_string(&log).ok()?) {
+                    return Some(url);
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
 
     /// SIGTERM.
@@ -109,6 +115,13 @@ impl DaemonProcess {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path().join("log")).unwrap_or_default()
     }
+}
+
+fn admin_in(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains("admin listener"))?;
+    let (_, rest) = line.split_once("127.0.0.1:")?;
+    let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    Some(format!("http://127.0.0.1:{port}"))
 }
 
 impl Drop for DaemonProcess {
