@@ -13,6 +13,7 @@ Examples:
   ./deploy/dev chaos --case kill_claimed    one of them
   ./deploy/dev chaos --short --seed 7       every case once, with the chance of another run
   DEV_RABBITMQ=4 ./deploy/dev chaos         on RabbitMQ 4.0
+  ./deploy/dev soak 60                      an hour of load and faults, and a picture of it
 
 Prints a row for each case and the totals. 0: the contract was kept in every case."
 )]
@@ -35,6 +36,15 @@ pub struct Args {
     /// Where all chance comes from; printed with the table.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Instead of the cases: so many minutes of steady load with faults sprinkled in, after which nothing may have grown.
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=1440))]
+    pub soak: Option<u64>,
+    /// Requests a second of --soak.
+    #[arg(long, default_value_t = 100, requires = "soak", value_parser = clap::value_parser!(u16).range(2..=5000))]
+    pub rate: u16,
+    /// Where --soak draws its figures, as SVG.
+    #[arg(long, value_name = "FILE", requires = "soak")]
+    pub picture: Option<std::path::PathBuf>,
     /// Only lists the cases.
     #[arg(long)]
     pub list: bool,

@@ -39,6 +39,11 @@ impl Crew {
         self.running.len() - 1
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self, which: usize) -> Option<u32> {
+        self.running[which].as_ref().map(DaemonProcess::pid)
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self, which: usize) {
         let Some(mut daemon) = self.running[which].take() else { return };

@@ -42,6 +42,8 @@ mod evidence;
 
 mod report;
 
+mod soak;
+
 mod random;
 
 use std::{
@@ -69,6 +71,9 @@ const SHOWN_MAX: usize = 5;
 #[tokio::main(flavor = "multi_thread", worker_threads = 4)]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(minutes) = args.soak {
+        return soak(&args, minutes).await;
+    }
     let wanted: Vec<Case> = cases::all().into_iter().filter(|case| args.wants(&case.name)).collect();
     if args.list {
         // As libtest prints its tests, with what it proves behind where people read it.
@@ -123,12 +128,47 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn play(args: &Args, wanted: Vec<Case>) -> Reports {
-    let began = Instant::now();
-    let seed = args.seed.unwrap_or_else(|| {
+/// Under load for a long time.
+async fn soak(args: &Args, minutes: u64) -> ExitCode {
+    let (began, seed) = (Instant::now(), seed_of(args));
+    let broker = services::rabbitmq_version().await;
+    eprintln!("soak on RabbitMQ {broker}: {minutes} min, {} requests a second, seed {seed}", args.rate);
+    let soaked = soak::play(minutes, args.rate.into(), seed).await;
+    let rises = soaked.rises();
+    println!("{}\n", soaked.table());
+    let mut reports = Reports { broker, seed, full: true, seconds: began.elapsed().as_secs(), all: Vec::new() };
+    let written = args.picture.as_ref().map_or(Ok(()), |file| soaked.draw(file)).and_then(|()| {
+        args.json.as_ref().map_or(Ok(()), |file| std::fs::write(file, format!("{:#}\n", soaked.to_json())))
+    });
+    let faults = soaked.faults.len();
+    let evidence = soaked.report.evidence.clone();
+    reports.all.push(soaked.report);
+    println!("{}\n{faults} faults, seed {seed}, {} s", reports.table(), reports.seconds);
+    println!("{}", watch::watched().words);
+    evidence.iter().for_each(|evidence| println!("  {evidence}"));
+    rises.iter().for_each(|rise| println!("chaos: {rise}"));
+    if let Err(error) = &written {
+        eprintln!("chaos: the picture or the figures: {error}");
+    }
+    if reports.are_good() && rises.is_empty() && written.is_ok() {
+        println!("chaos: nothing lost, nothing grew");
+        ExitCode::SUCCESS
+    } else {
+        println!("chaos: FAILED");
+        ExitCode::FAILURE
+    }
+}
+
+fn seed_of(args: &Args) -> u64 {
+    args.seed.unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         now.as_secs() % 1_000_000
-    });
+    })
+}
+
+async fn play(args: &Args, wanted: Vec<Case>) -> Reports {
+    let began = Instant::now();
+    let seed = seed_of(args);
     let broker = services::rabbitmq_version().await;
     eprintln!("chaos on RabbitMQ {broker}: {} cases, seed {seed}", wanted.len());
     let order: Vec<String> = wanted.iter().map(|case| case.name.clone()).collect();
