@@ -219,6 +219,12 @@ impl Stage {
         false
     }
 
+    /// Whether all that was published so far is over.
+    pub async fn is_over_so_far(&self) -> bool {
+        let ids: Vec<Uuid> = self.load.confirmed().iter().map(|request| request.id).collect();
+        audit::open(&self.post.database.pool, &ids).await.is_nothing()
+    }
+
     /// Waits until all that was published so far is over.
     pub async fn until_over(&mut self) -> bool {
         let ids: Vec<Uuid> = self.load.confirmed().iter().map(|request| request.id).collect();
