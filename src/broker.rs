@@ -14,6 +14,9 @@ pub mod topology;
 /// One delivery, settled once and by value.
 pub mod delivery;
 
+/// Headers of a dead letter.
+pub mod dead_letter;
+
 /// Acknowledgements, gathered.
 mod acks;
 

@@ -71,7 +71,7 @@ pub use self::{
     budget::Budget,
     memory::Memory,
     quarantine::Quarantine,
-    settle::{Settlement, dead_letter_headers},
+    settle::Settlement,
 };
 use self::{
     budget::recipients_at_once,

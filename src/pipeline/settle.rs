@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     broker::{
-        Delivery, Outgoing,
+        Delivery, Outgoing, dead_letter as h,
         delivery::{COPY, CRASHES, DOUBTFUL, GENERATION, PENDING, PUBLISHED_AT, TEMPLATE_VERSION, TRY},
         topology,
     },
@@ -39,50 +39,6 @@ const PUBLISH_PAUSE_MAX: Duration = Duration::from_secs(10);
 const FOR_STORE: Duration = Duration::from_secs(5);
 /// A header holds no more than this of an error or a history: the whole of the headers must fit one AMQP frame.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
-
-/// Headers of a dead letter.
-pub mod dead_letter_headers {
-    /// Which of [`crate::email::Reason`].
-    pub const REASON: &str = "x-reason";
-    /// For people.
-    pub const ERROR: &str = "x-error";
-    /// SMTP attempts that counted, at most of any recipient.
-    pub const ATTEMPTS: &str = "x-attempts";
-    /// When it was published, milliseconds.
-    pub const FIRST_AT: &str = "x-first-at-ms";
-    /// When it failed, milliseconds.
-    pub const LAST_AT: &str = "x-last-at-ms";
-    /// Where it travelled.
-    pub const LANE: &str = "x-lane";
-    /// The same for the same failure, however often it is published.
-    pub const SETTLEMENT_ID: &str = "x-settlement-id";
-    /// If the bytes told.
-    pub const REQUEST_ID: &str = "x-request-id";
-    /// Who asked.
-    pub const SOURCE: &str = "x-source";
-    /// Which template.
-    pub const TEMPLATE: &str = "x-template";
-    /// JSON: the recipients that failed or are held, and why.
-    pub const RECIPIENTS: &str = "x-recipients";
-    /// JSON: every try, in order.
-    pub const HISTORY: &str = "x-history";
-
-    /// All of them: what a replayed copy must not carry.
-    pub const ALL: [&str; 12] = [
-        REASON,
-        ERROR,
-        ATTEMPTS,
-        FIRST_AT,
-        LAST_AT,
-        LANE,
-        SETTLEMENT_ID,
-        REQUEST_ID,
-        SOURCE,
-        TEMPLATE,
-        RECIPIENTS,
-        HISTORY,
-    ];
-}
 
 /// How a delivery leaves its queue.
 #[derive(Debug)]
@@ -497,7 +453,6 @@ impl Pipeline {
     }
 
     async fn letter_headers(&self, delivery: &Delivery, letter: &Letter) -> Vec<(&'static str, AMQPValue)> {
-        use dead_letter_headers as h;
         let text = |value: &str| AMQPValue::LongString(cut(value).into());
         let envelope = &delivery.envelope;
         let now = Utc::now();
