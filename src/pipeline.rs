@@ -39,8 +39,14 @@ mod deliver;
 /// What a mail says of itself to mail providers.
 mod headers;
 
+/// What the recipients' fates come to: how the delivery leaves its queue.
+mod settlement;
+
 /// Stage 6.
 mod settle;
+
+/// What a dead letter says.
+mod letter;
 
 /// The fast lane while the database is away: stages 4 to 6 with a journal instead.
 mod without_store;
@@ -67,12 +73,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-pub use self::{
-    budget::Budget,
-    memory::Memory,
-    quarantine::Quarantine,
-    settle::Settlement,
-};
+pub use self::{budget::Budget, memory::Memory, quarantine::Quarantine, settlement::Settlement};
 use self::{
     budget::recipients_at_once,
     decode::Decoded,

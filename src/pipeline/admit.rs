@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    CRASHES_MAX, Carried, Fate, Halt, Pipeline, fetch::Missing, pending::Tries, render::Rendering, settle::Settlement,
-    traced,
+    CRASHES_MAX, Carried, Fate, Halt, Pipeline, fetch::Missing, pending::Tries, render::Rendering,
+    settlement::Settlement, traced,
 };
 use crate::{
     broker::Delivery,

@@ -23,7 +23,7 @@ use super::{
     fetch::{Archive, Fetched, Missing},
     memory::Known,
     pending::{Left, Pending, Tries},
-    settle::Settlement,
+    settlement::Settlement,
 };
 use crate::{
     broker::Delivery,
