@@ -32,6 +32,9 @@ mod held;
 /// Sees that a consumer is gone although nobody has said so.
 mod watchdog;
 
+/// How many messages and consumers a queue has.
+mod count;
+
 /// Draws messages from a queue by hand.
 pub mod drawer;
 
