@@ -12,9 +12,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    broker::{Delivery, delivery::GENERATION, topology},
+    broker::{Delivery, dead_letter as h, delivery::GENERATION, topology},
     email::Reason,
-    pipeline::dead_letter_headers as h,
     store::{
         Store, StoreError,
         dead::{NewDeadLetter, Unrouted},

@@ -14,6 +14,9 @@ pub mod topology;
 /// One delivery, settled once and by value.
 pub mod delivery;
 
+/// Headers of a dead letter.
+pub mod dead_letter;
+
 /// Acknowledgements, gathered.
 mod acks;
 
@@ -28,6 +31,9 @@ mod held;
 
 /// Sees that a consumer is gone although nobody has said so.
 mod watchdog;
+
+/// How many messages and consumers a queue has.
+mod count;
 
 /// Draws messages from a queue by hand.
 pub mod drawer;

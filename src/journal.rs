@@ -14,9 +14,8 @@ use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broker::{BrokerError, Drawer, Drawn, Outgoing, Publisher, topology},
+    broker::{BrokerError, Drawer, Drawn, Outgoing, Publisher, dead_letter as h, topology},
     email::Reason,
-    pipeline::dead_letter_headers as h,
     store::{
         Store, StoreError, StoreHealth,
         journal::{Entry, JournalLock, ReceivedEntry},

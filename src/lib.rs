@@ -7,9 +7,9 @@
 //! ```
 //!
 //! The modules below stand in reading order. Dependencies point one way: the vocabulary ([`email`], [`retry`]) knows
-//! nobody; each door ([`broker`], [`store`], [`smtp`], [`templates`], [`wire`], [`mime`], [`objects`]) knows the vocabulary
-//! and one outside library, never another door, but that the store may keep files in objects; the pipeline's stages know the
-//! doors they need; [`app`] knows all.
+//! nobody; each door ([`broker`], [`store`], [`smtp`], [`templates`], [`wire`], [`mime`], [`objects`]) knows the vocabulary,
+//! its part of the settings and one outside library, never another door, but that the store may keep files in objects; the
+//! pipeline's stages know the doors they need; [`app`] knows all.
 
 pub mod pipeline;
 

@@ -30,6 +30,9 @@ mod render;
 /// Between them, for what a request only refers to.
 mod fetch;
 
+/// What was made of a request so far, for the stages from here on.
+mod message;
+
 /// Stage 4.
 mod admit;
 
@@ -39,8 +42,14 @@ mod deliver;
 /// What a mail says of itself to mail providers.
 mod headers;
 
+/// What the recipients' fates come to: how the delivery leaves its queue.
+mod settlement;
+
 /// Stage 6.
 mod settle;
+
+/// What a dead letter says.
+mod letter;
 
 /// The fast lane while the database is away: stages 4 to 6 with a journal instead.
 mod without_store;
@@ -53,6 +62,9 @@ mod pending;
 
 /// Messages that may be what takes the daemon down.
 mod quarantine;
+
+/// Calls to a store that may be away.
+mod patience;
 
 /// Bytes at work.
 mod budget;
@@ -67,16 +79,12 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-pub use self::{
-    budget::Budget,
-    memory::Memory,
-    quarantine::Quarantine,
-    settle::{Settlement, dead_letter_headers},
-};
+pub use self::{budget::Budget, memory::Memory, quarantine::Quarantine, settlement::Settlement};
 use self::{
     budget::recipients_at_once,
     decode::Decoded,
     fetch::{Archive, Fetched, Missing, may_have_words},
+    message::Message,
     pending::Tries,
     quarantine::Suspicion,
     render::Rendering,
@@ -372,7 +380,7 @@ impl Pipeline {
         if has_files && missing.is_none() {
             missing = Box::pin(self.keep_attachments(delivery.envelope.lane, request)).await?;
         }
-        let message = admit::Message::new(self, delivery, request, published_at, rendering, earlier);
+        let message = Message::new(self, delivery, request, published_at, rendering, earlier);
         let message = message.with_files(has_files, missing);
         if message.missing().is_some() {
             return Box::pin(self.put_off(&message)).await;
@@ -408,7 +416,7 @@ impl Pipeline {
 
     async fn one_recipient(
         &self,
-        message: &admit::Message<'_>,
+        message: &Message<'_>,
         index: usize,
         standing: Standing,
         place: Option<crate::smtp::Place>,
@@ -434,7 +442,7 @@ impl Pipeline {
     }
 
     /// What becomes of a recipient that is not sent to now.
-    fn fate_of(&self, message: &admit::Message<'_>, index: usize, standing: Standing) -> Fate {
+    fn fate_of(&self, message: &Message<'_>, index: usize, standing: Standing) -> Fate {
         match standing {
             // A claim is only asked for with a place in hand; whatever else this is, it is looked at again later.
             Standing::Claimed(_) | Standing::Ready => Fate::Wait(Duration::ZERO, Tries::default()),

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     broker::{
-        BrokerError, Outgoing, Publisher,
+        BrokerError, Outgoing, Publisher, dead_letter,
         delivery::{
             COPY, CRASHES, DOUBTFUL, GENERATION, GIVEN_UP, PENDING, PUBLISHED_AT, REPLAYED_AT, ROUTING_KEY,
             TEMPLATE_VERSION, TRY, is_brokers_own,
@@ -34,7 +34,7 @@ use crate::{
     config::PipelineConfig,
     email::{Envelope, Lane, PayloadHash, Priority, Reason, TemplateKind},
     faults::{self, Point},
-    pipeline::{dead_letter_headers, decode::decode},
+    pipeline::decode::decode,
     publish,
     store::{
         MarketingTemplates, Store, StoreError,
@@ -163,7 +163,7 @@ fn outgoing(copy: &ReplayCopy, content: &LetterContent, body: Bytes) -> Outgoing
     let lane = copy.lane.unwrap_or_else(|| lane_of(content, &body));
     let mut headers = FieldTable::default();
     for (name, value) in content.headers.as_object().into_iter().flatten() {
-        let is_ours = dead_letter_headers::ALL.contains(&name.as_str())
+        let is_ours = dead_letter::ALL.contains(&name.as_str())
             || [GENERATION, CRASHES, REPLAYED_AT, GIVEN_UP].contains(&name.as_str())
             // Copies count anew in a new generation. A message that goes back as it was is the copy that it was.
             || copy.is_reopened && OF_RETRY_COPIES.contains(&name.as_str());

@@ -9,8 +9,14 @@
 /// What an error of the database means: wait, or this row is at fault.
 pub mod fault;
 
+/// Whether the database can be asked.
+mod health;
+
 /// Gathers calls into batches.
 mod gather;
+
+/// Which calls, and over whose connections.
+mod batches;
 
 /// Transactions that can be given up at any moment.
 mod whole;
@@ -87,8 +93,11 @@ pub mod retention;
 /// What daemons tell each other.
 pub mod told;
 
+/// Whether tables and hashes are those of this version.
+mod schema;
+
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -100,14 +109,16 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::sync::{Notify, watch};
-use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use uuid::Uuid;
 
+use self::batches::{BatchListener, Batches, Gatherers, LaneGatherers, start_feedback};
 pub use self::{
+    batches::Batch,
     claim::{Admission, AttachmentRow, Claim, ClaimRequest, Initial, RecipientClaim, RequestFacts, Standing, Words},
     crashes::Crashes,
     fault::StoreError,
     feedback::{Kept, Receipt, apply::Applied},
+    health::StoreHealth,
     held::AtWork,
     outcome::{Finish, NewStatus, OutcomeRow},
     standing::UnknownRule,
@@ -127,14 +138,6 @@ const BATCH_CONNECTIONS: u32 = 2;
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
 /// The same for the fast lane's claims and outcomes: an incident goes on without a database that is only silent.
 const FAST_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same for what providers tell: Amazon SNS waits 15 s for an answer, and repeats what had none.
-const FEEDBACK_LIMIT: Duration = Duration::from_secs(10);
-/// A database that was not looked for this long is sound.
-const SOUND_AFTER: Duration = Duration::from_secs(30);
-/// Beyond this many looks the pause is the longest anyway.
-const LOOKS_MAX: usize = 16;
-/// Longest pause between two looks whether the database is back.
-const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// All that the daemon keeps.
 pub struct Store {
@@ -161,97 +164,6 @@ pub struct Store {
     /// Rung for each receipt that this daemon keeps.
     feedback_kept: Notify,
     told: told::Told,
-}
-
-/// Claims or outcomes that were committed together.
-#[derive(Debug, Clone, Copy)]
-pub struct Batch {
-    /// `claims` or `outcomes`.
-    pub statement: &'static str,
-    /// `fast`: over the fast lane's own connections; or `shared`.
-    pub connections: &'static str,
-    /// How many.
-    pub rows: usize,
-    /// How long it took, whether or not it could be committed.
-    pub took: Duration,
-}
-
-/// Is told each batch.
-type BatchListener = dyn Fn(Batch) + Send + Sync;
-
-/// Whether the store can be asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreHealth {
-    /// It is there.
-    Up,
-    /// It is not; the words say why.
-    Away(String),
-    /// It is back, and what the fast lane sent meanwhile is being written into it.
-    CatchingUp,
-}
-
-struct Gatherers {
-    fast: LaneGatherers,
-    others: LaneGatherers,
-    feedback: gather::Gatherer<feedback::Receipt, feedback::Kept>,
-}
-
-struct LaneGatherers {
-    claims: gather::Gatherer<claim::NewRequest, claim::Inserted>,
-    outcomes: gather::Gatherer<OutcomeRow, Finish>,
-}
-
-/// Who listens to batches, and whose they are.
-#[derive(Clone)]
-struct Batches {
-    listener: Arc<OnceLock<Arc<BatchListener>>>,
-    connections: &'static str,
-}
-
-impl Batches {
-    fn tell(&self, statement: &'static str, rows: usize, began: Instant) {
-        if let Some(listener) = self.listener.get() {
-            listener(Batch { statement, connections: self.connections, rows, took: began.elapsed() });
-        }
-    }
-}
-
-impl LaneGatherers {
-    fn start(pool: &PgPool, outbox_written: &Arc<Notify>, worker_id: Uuid, limit: Duration, batches: &Batches) -> Self {
-        let (claims_pool, outcomes_pool) = (pool.clone(), pool.clone());
-        let (by_claims, by_outcomes) = (Arc::clone(outbox_written), Arc::clone(outbox_written));
-        let (of_claims, of_outcomes) = (batches.clone(), batches.clone());
-        Self {
-            claims: gather::Gatherer::start(limit, move |batch| {
-                let (pool, written, batches) = (claims_pool.clone(), Arc::clone(&by_claims), of_claims.clone());
-                async move {
-                    let began = Instant::now();
-                    let inserted = claim::insert::insert_batch(&pool, worker_id, &batch).await;
-                    batches.tell("claims", batch.len(), began);
-                    written.notify_one();
-                    inserted
-                }
-            }),
-            outcomes: gather::Gatherer::start(limit, move |batch| {
-                let (pool, written, batches) = (outcomes_pool.clone(), Arc::clone(&by_outcomes), of_outcomes.clone());
-                async move {
-                    let began = Instant::now();
-                    let finished = outcome::finish_batch(&pool, &batch).await;
-                    batches.tell("outcomes", batch.len(), began);
-                    written.notify_one();
-                    finished
-                }
-            }),
-        }
-    }
-}
-
-fn start_feedback(pool: &PgPool) -> gather::Gatherer<feedback::Receipt, feedback::Kept> {
-    let pool = pool.clone();
-    gather::Gatherer::start(FEEDBACK_LIMIT, move |batch| {
-        let pool = pool.clone();
-        async move { feedback::keep_batch(&pool, &batch).await }
-    })
 }
 
 impl Store {
@@ -296,12 +208,6 @@ impl Store {
         }))
     }
 
-    /// Tells this listener each batch of claims and outcomes from now on.
-    pub fn tell_batches(&self, listener: Arc<dyn Fn(Batch) + Send + Sync>) {
-        // The first one stays.
-        drop(self.batch_listener.set(listener));
-    }
-
     /// The pool of all lanes but the fast one, but for their batches, and of everything that is not a mail on its way.
     #[must_use]
     pub const fn pool(&self) -> &PgPool {
@@ -321,65 +227,10 @@ impl Store {
         }
     }
 
-    const fn gatherers_of(&self, lane: Lane) -> &LaneGatherers {
-        match lane {
-            Lane::Fast => &self.gatherers.fast,
-            Lane::Standard | Lane::Bulk => &self.gatherers.others,
-        }
-    }
-
     /// Keyed hash (HMAC-SHA-256 under `EMAIL_HASH_KEY`) of an address' key: what stands for a person.
     #[must_use]
     pub fn address_hash(&self, address_key: &str) -> [u8; 32] {
         hash_address(&self.hash_key, address_key)
-    }
-
-    /// Brings the schema up to date.
-    ///
-    /// # Errors
-    /// When the database is away or a migration fails; what was applied before it stays.
-    pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
-        MIGRATOR.run(&self.pool).await
-    }
-
-    /// The migrations that the database still lacks, by their descriptions.
-    ///
-    /// # Errors
-    /// When the database is away.
-    pub async fn migrations_missing(&self) -> Result<Vec<String>, StoreError> {
-        let present = sqlx::query_scalar::<_, bool>("select to_regclass('_sqlx_migrations') is not null")
-            .fetch_one(&self.pool)
-            .await?;
-        let applied: Vec<i64> = if present {
-            sqlx::query_scalar("select version from _sqlx_migrations where success").fetch_all(&self.pool).await?
-        } else {
-            Vec::new()
-        };
-        Ok(MIGRATOR
-            .iter()
-            .filter(|m| !m.migration_type.is_down_migration() && !applied.contains(&m.version))
-            .map(|m| format!("{:04} {}", m.version, m.description))
-            .collect())
-    }
-
-    /// Makes sure that `EMAIL_HASH_KEY` is the one that this database's hashes were made with.
-    ///
-    /// With another key every known address would look new, and every request could be sent again.
-    ///
-    /// # Errors
-    /// When the key is another one, or the database is away.
-    pub async fn verify_hash_key(&self) -> Result<(), StoreError> {
-        let fingerprint = hex::encode(&self.address_hash("the fingerprint of EMAIL_HASH_KEY")[..16]);
-        sqlx::query!(
-            "insert into store_facts (name, value) values ('hash_key_fingerprint', $1) on conflict (name) do nothing",
-            fingerprint
-        )
-        .execute(&self.pool)
-        .await?;
-        let known = sqlx::query_scalar!("select value from store_facts where name = 'hash_key_fingerprint'")
-            .fetch_one(&self.pool)
-            .await?;
-        if known == fingerprint { Ok(()) } else { Err(StoreError::HashKeyChanged) }
     }
 
     /// Makes one connection beside the pools, to learn why there is none: a pool only says that it waited.
@@ -410,90 +261,6 @@ impl Store {
         AtWork::new(&self.held, tokens)
     }
 
-    /// How the store fares: what lanes pause by.
-    #[must_use]
-    pub fn health(&self) -> watch::Receiver<StoreHealth> {
-        self.health.subscribe()
-    }
-
-    /// Whether claims may be asked for.
-    #[must_use]
-    pub fn is_up(&self) -> bool {
-        matches!(*self.health.borrow(), StoreHealth::Up)
-    }
-
-    /// Notes that the store was found away; [`Store::wait_until_back`] then waits for the prober.
-    pub fn note_away(self: &Arc<Self>, error: &StoreError) {
-        let newly_away = self.health.send_if_modified(|health| {
-            // One that fails while the journal is written has gone away again: its prober sees to that.
-            let newly = matches!(health, StoreHealth::Up);
-            if newly {
-                *health = StoreHealth::Away(error.to_string());
-            }
-            newly
-        });
-        if newly_away {
-            tracing::error!(%error, "the database is away: all lanes but the fast one pause until it is back");
-            let store = Arc::clone(self);
-            tokio::spawn(async move { store.probe_until_back().await });
-        }
-    }
-
-    /// Returns when the store is thought to be there, and the journal written. Cancel-safe.
-    pub async fn wait_until_back(&self) {
-        let mut health = self.health.subscribe();
-        // The sender lives as long as self, so waiting cannot fail.
-        drop(health.wait_for(|health| matches!(health, StoreHealth::Up)).await);
-    }
-
-    /// Says that what the fast lane sent meanwhile is in the audit: the lanes may go on.
-    pub fn caught_up(&self) {
-        let was_behind = self.health.send_if_modified(|health| {
-            let was_behind = matches!(health, StoreHealth::CatchingUp);
-            if was_behind {
-                *health = StoreHealth::Up;
-            }
-            was_behind
-        });
-        if was_behind {
-            tracing::info!("the database is back");
-        }
-    }
-
-    /// Says that the database went away again before the journal was written.
-    pub fn fell_behind(self: &Arc<Self>, error: &StoreError) {
-        self.health.send_replace(StoreHealth::Away(error.to_string()));
-        let store = Arc::clone(self);
-        tokio::spawn(async move { store.probe_until_back().await });
-    }
-
-    /// One prober for everybody who waits, so that a database that comes back is not met by a crowd.
-    async fn probe_until_back(&self) {
-        loop {
-            let looks = self.looks_before_next();
-            if looks > 0 {
-                let pauses = ExponentialBackoff::from_millis(2).factor(125).max_delay(PROBE_PAUSE_MAX);
-                let pause = pauses.map(jitter).nth(looks - 1).unwrap_or(PROBE_PAUSE_MAX);
-                tokio::time::sleep(pause).await;
-            }
-            // A write: a database that has no room, or became read-only, answers `select 1` as well.
-            if self.renew_lease().await.is_ok() {
-                break;
-            }
-        }
-        self.health.send_replace(StoreHealth::CatchingUp);
-    }
-
-    /// How often it was looked for in vain, or found only to be lost again at once: the pause grows with that, so that a
-    /// database that takes one statement and not the next is not beset either.
-    fn looks_before_next(&self) -> usize {
-        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, last) = *looks;
-        let count = if last.elapsed() > SOUND_AFTER { 0 } else { count };
-        *looks = ((count + 1).min(LOOKS_MAX), Instant::now());
-        count
-    }
-
     /// Closes the pools once their connections are handed back.
     pub async fn close(&self) {
         self.pool.close().await;
@@ -521,8 +288,6 @@ const fn limit_of(lane: Lane) -> Duration {
         Lane::Standard | Lane::Bulk => STATEMENT_TIMEOUT,
     }
 }
-
-static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 fn hash_address(key: &SecretString, address_key: &str) -> [u8; 32] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key.expose_secret().as_bytes()).expect("any key will do");

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::{
     BrokerError, Link, Topology,
-    drawer::{self, Count},
+    count::{self, Count},
     link::LinkState,
     topology,
 };
@@ -140,7 +140,7 @@ impl Counter<'_> {
             Some(channel) => channel,
             None => self.connection.create_channel().await?,
         };
-        match drawer::count(&channel, queue).await {
+        match count::count(&channel, queue).await {
             Ok(count) => {
                 self.channel = Some(channel);
                 Ok(Some(count))

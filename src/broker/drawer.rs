@@ -7,11 +7,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lapin::{
     Acker, Channel,
-    options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions},
+    options::{BasicAckOptions, BasicGetOptions},
     types::{AMQPValue, FieldTable},
 };
 
-use super::{BrokerError, Link, Topology};
+use super::{BrokerError, Link, Topology, count::count};
 
 /// A draw ends when it holds this much, whatever the number of messages.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -98,18 +98,4 @@ impl Drawn {
             false => Err(BrokerError::NotTaken("the channel is gone".to_owned())),
         }
     }
-}
-
-/// A queue as the broker counts it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Count {
-    pub(super) ready: u32,
-    pub(super) consumers: u32,
-}
-
-/// Counts a queue's messages and consumers. A refusal closes the channel.
-pub(super) async fn count(channel: &Channel, queue: &str) -> Result<Count, BrokerError> {
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let found = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
-    Ok(Count { ready: found.message_count(), consumers: found.consumer_count() })
 }

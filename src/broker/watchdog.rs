@@ -7,7 +7,11 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use lapin::{Channel, Connection};
 
-use super::{BrokerError, Link, drawer, held::Pulse};
+use super::{
+    BrokerError, Link,
+    count::{self, Count},
+    held::Pulse,
+};
 
 /// How often the broker is asked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -72,16 +76,12 @@ pub(super) async fn watch(link: &Link, channel: &Channel, queue: &str, pulse: &P
 }
 
 /// Asks over a channel of its own, which a refusal would close.
-async fn look(
-    connection: &Connection,
-    looking: &mut Option<Channel>,
-    queue: &str,
-) -> Result<drawer::Count, BrokerError> {
+async fn look(connection: &Connection, looking: &mut Option<Channel>, queue: &str) -> Result<Count, BrokerError> {
     let channel = match looking.take().filter(|channel| channel.status().connected()) {
         Some(channel) => channel,
         None => connection.create_channel().await?,
     };
-    let counted = drawer::count(&channel, queue).await?;
+    let counted = count::count(&channel, queue).await?;
     *looking = Some(channel);
     Ok(counted)
 }

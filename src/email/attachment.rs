@@ -80,12 +80,6 @@ impl FileType {
         let (_, extension) = file_name.rsplit_once('.')?;
         Self::from_name(&extension.to_ascii_lowercase())
     }
-
-    /// Whether people can see it in the mail itself.
-    #[must_use]
-    pub const fn is_image(self) -> bool {
-        matches!(self, Self::Png | Self::Jpeg)
-    }
 }
 
 impl fmt::Display for FileType {

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use uuid::Uuid;
 
-use super::{Fate, Pipeline, admit::Message, pending::Tries, traced};
+use super::{Fate, Pipeline, message::Message, pending::Tries, traced};
 use crate::{
     email::{
         AttachmentContent, EmailAddress, EmailRequest, Lane, Manifest, Outcome, Phase, Reason, Recipient, Reply,

@@ -13,7 +13,9 @@ use chrono::Utc;
 use tokio::sync::SemaphorePermit;
 use uuid::Uuid;
 
-use super::{Carried, Fate, Halt, Pipeline, admit::Message, pending::Tries, render::Rendering, settle::Settlement};
+use super::{
+    Carried, Fate, Halt, Pipeline, message::Message, pending::Tries, render::Rendering, settlement::Settlement,
+};
 use crate::{
     broker::Delivery,
     email::{AttachmentContent, EmailRequest, Lane, Reason, attachment},

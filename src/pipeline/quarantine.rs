@@ -22,7 +22,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{CRASHES_MAX, Halt, Pipeline, decode, settle::Settlement};
+use super::{CRASHES_MAX, Halt, Pipeline, decode, settlement::Settlement};
 use crate::{
     broker::Delivery,
     email::{Lane, Reason, identity::row_id},

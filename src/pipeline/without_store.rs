@@ -17,13 +17,13 @@ use uuid::Uuid;
 
 use super::{
     Carried, Fate, Halt, Pipeline,
-    admit::{Message, attachment_rows},
     budget::recipients_at_once,
     decode::Decoded,
     fetch::{Archive, Fetched, Missing},
     memory::Known,
+    message::{Message, attachment_rows},
     pending::{Left, Pending, Tries},
-    settle::Settlement,
+    settlement::Settlement,
 };
 use crate::{
     broker::Delivery,

@@ -347,6 +347,27 @@ async fn a_mail_that_was_held_for_an_operator_needs_none_once_an_event_came() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mail_that_failed_after_it_may_have_been_accepted_is_not_replayed_once_an_event_came() {
+    let settings = [&FEEDBACK_SETTINGS[..], &[("EMAIL_UNKNOWN_WAIT_SECONDS", "1")]].concat();
+    let post = Installation::start_with(&settings).await;
+    post.relay.script(Rule::at(Phase::FinalDot, Act::AcceptThenDisconnect).once());
+    let request = post.publish(&ticket("ada@example.bj")).await;
+    post.database.wait_for(request, "unknown").await;
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.7.1 not from you")).once());
+    let letter = post.database.wait_for_letter(request).await;
+    post.wait_until_settled().await;
+    let row = post.database.wait_for(request, "failed").await.remove(0);
+    assert_eq!(kinds(&post.database, row.id).await, ["unknown", "rejected"], "both tries are told");
+    store_event(&post.database.store(), &SesMail::of(row.id, "ada@example.bj").delivery(2)).await;
+    post.database.wait_for(request, "delivered").await;
+    let replayed = post.run(&["dead", "replay", &letter.id.to_string()]).await;
+    post.wait_until_idle().await;
+    assert_eq!(post.relay.log().mails.len(), 1, "{replayed:?}");
+    assert_eq!(post.database.row(request).await.status, "delivered", "{replayed:?}");
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_about_somebody_who_was_forgotten_brings_nobody_back() {
     let post = start().await;
     let request = post.publish(&ticket("ada@example.bj")).await;

@@ -17,7 +17,8 @@ use serde_json::Value;
 use super::{
     PageError,
     layout::{
-        self, Section, badge, choice, csrf, field, further, given, needs_operator, page, time, time_or_dash, total,
+        self, Section, badge, choice, csrf, field, further, given, needs_operator, page, recipient_field, time,
+        time_or_dash, total,
     },
     replays::{Wanted, replay_form},
     session::{Posted, Session},
@@ -154,10 +155,7 @@ fn search(admin: &Admin, asked: &Asked) -> Markup {
     let templates: Vec<&str> = all.iter().map(|template| template.key()).collect();
     html! {
         form.card.filter method="get" action="/dead-letters" role="search" {
-            label.wide { "Recipient"
-                input type="search" name="to" value=[asked.to.as_deref()] placeholder="name@example.com" data-search
-                    autocapitalize="none" autocomplete="off" spellcheck="false";
-            }
+            (recipient_field(asked.to.as_deref()))
             (choice("reason", "Reason", asked.reason.as_deref(), &reasons))
             (choice("template", "Template", asked.template.as_deref(), &templates))
             (choice("state", "State", asked.state.as_deref(), &states))
@@ -172,12 +170,7 @@ fn search(admin: &Admin, asked: &Asked) -> Markup {
 fn results(found: &DeadPage, asked: &Asked, personal: bool, zone: Tz) -> Markup {
     html! {
         section.card aria-label="Letters" {
-            p.muted {
-                (total(found.total, found.total_is_exact, "letter", "letters")) ", newest first"
-                @if let Some(since) = found.searched_since {
-                    ". Looked back to " (time(since, zone)) " for this page; the next one goes on from there."
-                }
-            }
+            (layout::found(&total(found.total, found.total_is_exact, "letter", "letters"), found.searched_since, zone))
             @if found.items.is_empty() { p { "No letter is like that." } }
             @else {
                 table.stack {

@@ -174,6 +174,18 @@ pub(super) fn total(total: i64, is_exact: bool, one: &str, many: &str) -> String
     }
 }
 
+/// What stands above the lines of a search: how many there are, and how far back it looked where that was not all.
+pub(super) fn found(how_many: &str, searched_since: Option<DateTime<Utc>>, zone: Tz) -> Markup {
+    html! {
+        p.muted {
+            (how_many) ", newest first"
+            @if let Some(since) = searched_since {
+                ". Looked back to " (time(since, zone)) " for this page; the next one goes on from there."
+            }
+        }
+    }
+}
+
 /// A whole number with thin gaps.
 pub(super) fn thousands(n: i64) -> String {
     let digits = n.unsigned_abs().to_string();
@@ -218,6 +230,16 @@ pub(super) fn choice(name: &str, label: &str, chosen: Option<&str>, all: &[&str]
 pub(super) fn field(name: &str, label: &str, kind: &str, value: Option<&str>, hint: &str) -> Markup {
     html! {
         label { (label) input type=(kind) name=(name) value=[value] placeholder=[Some(hint).filter(|hint| !hint.is_empty())]; }
+    }
+}
+
+/// The field of a search that takes an address.
+pub(super) fn recipient_field(to: Option<&str>) -> Markup {
+    html! {
+        label.wide { "Recipient"
+            input type="search" name="to" value=[to] placeholder="name@example.com" data-search
+                autocapitalize="none" autocomplete="off" spellcheck="false";
+        }
     }
 }
 

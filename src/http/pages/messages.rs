@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::{
     PageError,
     layout::{
-        self, Section, badge, choice, csrf, field, further, given, needs_operator, page, time, time_or_dash, total,
+        self, Section, badge, choice, csrf, field, further, given, needs_operator, page, recipient_field, time,
+        time_or_dash, total,
     },
     mail_document,
     session::{Posted, Session},
@@ -108,10 +109,7 @@ fn search(admin: &Admin, asked: &Asked) -> Markup {
     let templates: Vec<&str> = all.iter().map(|template| template.key()).collect();
     html! {
         form.card.filter method="get" action="/messages" role="search" {
-            label.wide { "Recipient"
-                input type="search" name="to" value=[asked.to.as_deref()] placeholder="name@example.com" data-search
-                    autocapitalize="none" autocomplete="off" spellcheck="false";
-            }
+            (recipient_field(asked.to.as_deref()))
             (choice("status", "Status", asked.status.as_deref(), &statuses))
             (choice("template", "Template", asked.template.as_deref(), &templates))
             (field("source", "Source", "text", asked.source.as_deref(), "billing"))
@@ -126,12 +124,7 @@ fn search(admin: &Admin, asked: &Asked) -> Markup {
 fn results(found: &MessagePage, asked: &Asked, personal: bool, zone: Tz) -> Markup {
     html! {
         section.card aria-label="Mails" {
-            p.muted {
-                (total(found.total, found.total_is_exact, "mail", "mails")) ", newest first"
-                @if let Some(since) = found.searched_since {
-                    ". Looked back to " (time(since, zone)) " for this page; the next one goes on from there."
-                }
-            }
+            (layout::found(&total(found.total, found.total_is_exact, "mail", "mails"), found.searched_since, zone))
             @if found.items.is_empty() { p { "No mail is like that." } }
             @else {
                 table.stack {

@@ -1,10 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::{
-    config::{Environment, Settings},
-    email::Lane,
-};
+use crate::config::{Environment, Settings};
 
 fn rules() -> PipelineConfig {
     let nothing = Environment::from_iter(std::iter::empty::<(String, String)>());
@@ -12,26 +9,7 @@ fn rules() -> PipelineConfig {
 }
 
 fn envelope(content_type: &str) -> Envelope {
-    Envelope {
-        lane: Lane::Standard,
-        routing_key: "billing.p2".into(),
-        content_type: Some(content_type.into()),
-        message_id: None,
-        published_at: None,
-        generation: 0,
-        copy_no: 0,
-        is_copy: false,
-        crashes: 0,
-        pending: None,
-        is_doubtful: false,
-        template_version: None,
-        redelivered: false,
-        replayed_at: None,
-        traceparent: None,
-        tracestate: None,
-        earlier_try: None,
-        given_up: None,
-    }
+    Envelope { content_type: Some(content_type.into()), ..Envelope::of_nobody("billing.p2") }
 }
 
 fn sound() -> Value {

@@ -81,14 +81,6 @@ pub struct RunProgress {
     pub done: i32,
 }
 
-impl RunProgress {
-    /// Whether whoever asked should go on.
-    #[must_use]
-    pub fn goes_on(&self) -> bool {
-        self.is_ours && self.state == RunState::Running
-    }
-}
-
 impl Store {
     /// Takes up the oldest run that nobody is at. Nothing: there is none.
     ///

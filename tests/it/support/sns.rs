@@ -1,6 +1,6 @@
 use std::{
     io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Mutex, PoisonError},
 };
@@ -67,18 +67,6 @@ impl SnsSigner {
     /// A notification of a topic.
     pub fn notify(&self, topic: &str, message: &str) -> String {
         self.sign(&json!({ "TopicArn": topic, "Message": message }))
-    }
-
-    /// Many envelopes at once, on all cores: a line of fields each in the one file, a signed envelope each in the other.
-    pub fn sign_file(&self, fields: &Path, signed: &Path) {
-        let status = Command::new(PYTHON)
-            .arg(PROGRAM)
-            .arg("batch")
-            .arg(self.directory.path())
-            .args([fields, signed])
-            .status()
-            .expect("python3 runs");
-        assert!(status.success(), "the signer failed");
     }
 
     /// The signing certificate alone, as SNS publishes it: what `SNS_SIGNING_CERT_FILE` is set to.
