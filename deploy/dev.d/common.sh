@@ -17,6 +17,18 @@ now_ms() { local t=${EPOCHREALTIME/./}; echo $((t / 1000)); }
 # Written whole or not at all, and for nobody else to read, since most of it holds passwords.
 write_private() { (umask 077 && cat >"$1.new") && mv "$1.new" "$1"; }
 
+# phase_done START TEXT: what a step of a long command took, and the processor time of its programs (of all cores; services
+# not counted): whether it worked or waited. Never in a subshell, which has other children.
+cpu_before=0
+phase_done() {
+  local cpu
+  times >"$state/run/times"
+  cpu=$(awk 'NR == 2 { gsub(/s/, ""); split($1, user, "m"); split($2, sys, "m")
+    printf "%.2f", user[1] + sys[1] + (user[2] + sys[2]) / 60 }' "$state/run/times")
+  say "== $2: $(minutes_since "$1") min, $(awk "BEGIN { printf \"%.2f\", $cpu - $cpu_before }") min of processor time"
+  cpu_before=$cpu
+}
+
 seconds_since() { local ms=$(($(now_ms) - $1)); printf '%d.%d' $((ms / 1000)) $((ms % 1000 / 100)); }
 minutes_since() { local ms=$(($(now_ms) - $1)); printf '%d.%02d' $((ms / 60000)) $((ms % 60000 * 100 / 60000)); }
 
