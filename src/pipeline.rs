@@ -13,7 +13,7 @@
 //! | render | template, variable, attachment | row `failed`, dead letter |
 //! | fetch | an attachment is not at hand | row put off without a try, delayed copy; in the end `failed`, dead letter |
 //! | admit | duplicate, not due, busy, conflict | ack, delayed copy, dead letter |
-//! | admit | store away | handed back; the fast lane goes on with a journal ([`without_store`]) |
+//! | admit | store away | handed back; the fast lane goes on with a journal (`without_store`) |
 //! | deliver | what the relay said, or the link's end | the row, as [`crate::retry`] decides |
 //! | settle | broker away | unacknowledged: it comes back and finds its rows |
 //!

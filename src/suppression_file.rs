@@ -1,6 +1,6 @@
 //! The suppression list as a CSV file (RFC 4180), for the command line and the API alike.
 //!
-//! Invariant: what [`write`] wrote, [`read`] reads to the same entries, whatever is in them. A cell that a spreadsheet would take
+//! Invariant: what [`write()`] wrote, [`read`] reads to the same entries, whatever is in them. A cell that a spreadsheet would take
 //! for a formula is written with an apostrophe before it, and read without.
 //! Invariant: a fault names line and field, never what stood there: lists of persons are not for logs and terminals.
 

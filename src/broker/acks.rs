@@ -5,7 +5,7 @@
 //! acknowledgement speaks for many.
 //!
 //! Invariant: an acknowledgement for many never covers a delivery that is not settled.
-//! Invariant: none waits for another's mail: what is handed over is written within [`GATHER_MAX`], alone if need be.
+//! Invariant: none waits for another's mail: what is handed over is written within `GATHER_MAX`, alone if need be.
 
 use std::{
     collections::BTreeSet,

@@ -3,7 +3,7 @@
 //! A stream that ends, an error on it, a channel that is gone, and a broker that no longer knows our consumer all mean the
 //! same: what we hold is no longer ours, and it is time to subscribe again.
 //! Invariant: a paused consumer is cancelled and holds nothing but what is being finished.
-//! Invariant: what is being worked on is bounded in bytes ([`super::window`]); a consumer that must hold more or less than it
+//! Invariant: what is being worked on is bounded in bytes (`window`); a consumer that must hold more or less than it
 //! subscribed for does so anew, over the same channel, and finishes what it has begun.
 
 use std::{

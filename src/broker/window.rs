@@ -1,10 +1,10 @@
 //! How many deliveries a consumer may hold: few until it knows their size, as many as are configured while they are small.
 //!
 //! AMQP 0-9-1 limits deliveries by number only, so the number follows the size that was seen. A consumer starts at
-//! [`WINDOW_MIN`], is at full size two subscriptions later if messages are small, and subscribes anew with less on a large one.
+//! `WINDOW_MIN`, is at full size two subscriptions later if messages are small, and subscribes anew with less on a large one.
 //!
-//! Invariant: window times observed size stays within [`LANE_BYTES`], or the window is at its least.
-//! Invariant: what is held stays within [`LANE_BYTES`], or is at most [`WINDOW_MIN`] messages, whatever the broker has pushed:
+//! Invariant: window times observed size stays within `LANE_BYTES`, or the window is at its least.
+//! Invariant: what is held stays within `LANE_BYTES`, or is at most `WINDOW_MIN` messages, whatever the broker has pushed:
 //! a window of large messages right after small ones is handed back but for that.
 //!
 //! What that costs in the worst case, a full window of large messages at once: each crosses the line twice, and comes back

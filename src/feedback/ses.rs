@@ -1,7 +1,7 @@
 //! Amazon SES: its feedback notifications and its event publishing, as neutral events.
 //!
-//! Invariant: nothing that SES may ever send is an error here. What is not known is [`FeedbackKind::Other`], what cannot be read
-//! [`FeedbackKind::Unreadable`], and a field that is missing or of another type is as if it were not there.
+//! Invariant: nothing that SES may ever send is an error here. What is not known is `FeedbackKind::Other`, what cannot be read
+//! `FeedbackKind::Unreadable`, and a field that is missing or of another type is as if it were not there.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;

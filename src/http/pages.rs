@@ -1,8 +1,8 @@
 //! The pages: server-rendered HTML over what the API shows, for a browser with or without a script.
 //!
 //! Invariant: a page loads nothing from elsewhere, frames nothing but mails, and is framed by nobody.
-//! Invariant: what a mail or a template makes is shown in a document that may run nothing ([`mail_document`]).
-//! Invariant: every form that changes something is a POST that only one of our pages can have made ([`session::Posted`]).
+//! Invariant: what a mail or a template makes is shown in a document that may run nothing (`mail_document`).
+//! Invariant: every form that changes something is a POST that only one of our pages can have made (`session::Posted`).
 
 /// Who looks.
 mod session;

@@ -1,4 +1,4 @@
-//! One delivery's request with everything that was made of it, as the stages from [`super::admit`] on see it.
+//! One delivery's request with everything that was made of it, as the stages from `admit` on see it.
 
 use std::{
     sync::{

@@ -5,7 +5,7 @@
 //! written down before they begin (`Store::mark_alone`); what is never taken back was the message's own crash.
 //!
 //! Invariant: nobody waits long for a suspect. A rehearsal is as short as a rendering; beside a mail that is sent alone
-//! others wait [`BESIDE_WAIT_MAX`] at most, and then it does not count as alone.
+//! others wait `BESIDE_WAIT_MAX` at most, and then it does not count as alone.
 
 use std::{
     collections::HashMap,

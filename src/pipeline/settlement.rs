@@ -1,6 +1,6 @@
 //! How a delivery leaves its queue, decided from what became of its recipients.
 //!
-//! Invariant: nobody is asked and nothing is awaited here; [`super::settle`] carries it out.
+//! Invariant: nobody is asked and nothing is awaited here; `settle` carries it out.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Runs of replays: letter by letter, at a bounded rate, until none is left or somebody says so.
 //!
-//! A daemon takes up whatever run nobody is at ([`Runner::follow`]); a command line is at its own. Letters are taken in the
+//! A daemon takes up whatever run nobody is at (`Runner::follow`); a command line is at its own. Letters are taken in the
 //! run's order, a few at once where the rate asks for it, and each by itself is as safe as [`super::replay`] is: killed
 //! anywhere, whoever takes the run up next goes on with the letters that have no result.
 //!

@@ -4,7 +4,7 @@
 //! them still gets mail.
 //! Invariant: failures are forgotten when a mail was dealt with, not when a probe got through, so a relay that greets
 //! well and then fails every mail is tried more and more rarely.
-//! Invariant: once open it is closed by its prober only; [`trial`](super::trial) says how many mails may go then.
+//! Invariant: once open it is closed by its prober only; `trial` says how many mails may go then.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

@@ -3,7 +3,7 @@
 //! Mails are not bound to a connection before one takes them: an idle connection comes first, then one whose mail waits
 //! for the reply to its final dot and can let another follow in the same flight.
 //!
-//! Invariant: at most [`MAILS_PER_CONNECTION`] places are given for each open connection: one mail on the wire, one
+//! Invariant: at most `MAILS_PER_CONNECTION` places are given for each open connection: one mail on the wire, one
 //! following.
 //! Invariant: a mail that was handed over is taken by a connection, or fails at once when none is left to take it.
 

@@ -1,7 +1,7 @@
 //! Whether mails may go to a relay whose connections work: not to one that puts off one person's mail after another's.
 //! Pure.
 //!
-//! A deferral is the mail's own affair until mails to [`SEVERAL`] different people in a row were put off, with nothing
+//! A deferral is the mail's own affair until mails to `SEVERAL` different people in a row were put off, with nothing
 //! dealt with in between. From then on it is the relay's affair: no try is burnt, mails stop, and after each pause some
 //! are let go on trial. The first one that is taken or refused for good ends it.
 //!
@@ -11,7 +11,7 @@
 //!
 //! Invariant: one person whose mails are put off for ever never closes the way for others.
 //! Invariant: whoever was let go is accounted for once, so a trial cannot wait for a mail that is no longer there; and
-//! mails that the relay is slow to answer hold up the others for [`PATIENCE`] only.
+//! mails that the relay is slow to answer hold up the others for `PATIENCE` only.
 
 use std::time::Duration;
 

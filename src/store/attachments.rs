@@ -3,7 +3,7 @@
 //! Invariant: bytes are safe before the row that speaks for them is committed, and a row goes before its object does. What no
 //! row speaks for is in `attachment_objects_due` from before it is written until it is deleted, so that no crash leaves bytes
 //! behind that nobody knows of.
-//! Invariant: bytes that somebody asked for within [`UNUSED_AFTER`] are not deleted, referred to or not: the mail that is about
+//! Invariant: bytes that somebody asked for within `UNUSED_AFTER` are not deleted, referred to or not: the mail that is about
 //! to refer to them finds them.
 
 use std::time::Duration;

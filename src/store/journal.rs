@@ -3,7 +3,7 @@
 //! Each entry is whole: it holds the request, all of its recipients, and one step of one of them, so that it needs no
 //! other entry to have come before it.
 //! Invariant: an entry counts once (its id), and never moves a row backwards, whatever the order the entries arrive in:
-//! see [`progress::Progress`].
+//! see `progress::Progress`.
 
 /// What an entry holds.
 mod entry;

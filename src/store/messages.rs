@@ -1,6 +1,6 @@
 //! Reading the audit: which mails there are, and what became of them.
 //!
-//! Invariant: no list reads more than [`SEARCHED_MAX`] rows, however many there are; one that would says how far it looked.
+//! Invariant: no list reads more than `SEARCHED_MAX` rows, however many there are; one that would says how far it looked.
 
 /// One mail with everything that is known of it, and who looked at it.
 pub mod detail;

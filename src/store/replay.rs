@@ -2,7 +2,7 @@
 //!
 //! Invariant: a letter says `replaying`, with the generation of its copy, in the same commit that reopens its rows, and before
 //! the copy is published. Whoever finds it so publishes the same copy again; nobody raises the generation twice for it.
-//! Invariant: the request is locked before its rows, as claims do it ([`super::claim`]).
+//! Invariant: the request is locked before its rows, as claims do it (`claim`).
 
 /// Whether a letter may go on its way again, decided without a database.
 mod verdict;

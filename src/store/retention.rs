@@ -1,6 +1,6 @@
 //! Forgetting persons and deleting records, in steps that take one small batch after the other.
 //!
-//! Each step is data: what is due, and what is done to it ([`Step`]). [`decisions`] says of every column of every table what
+//! Each step is data: what is due, and what is done to it (`Step`). `decisions` says of every column of every table what
 //! becomes of it.
 //! Invariant: `now` is passed in; no statement asks for the time itself.
 //! Invariant: what is done is told by the rows themselves (or noted in the transaction that did it), so that whoever is killed

@@ -9,7 +9,7 @@
 //! | a copy of an old message | none: a trace of its own | the earlier try, the producer's span |
 //! | a replay | none: a trace of its own | the try that gave up, the producer's span |
 //!
-//! A message is old [`TOGETHER_MAX`] after its publish or replay: what comes hours later would keep a trace open for hours,
+//! A message is old `TOGETHER_MAX` after its publish or replay: what comes hours later would keep a trace open for hours,
 //! and whoever collects traces has closed it by then.
 //!
 //! Pure. Invariant: what cannot be read is as if it were not there; a producer's bad header never stops its mail.

@@ -2,7 +2,7 @@
 //!
 //! The SDK's own threads batch and export; the requests themselves run on the daemon's runtime, because the client needs one.
 //!
-//! Invariant: sending mail never waits for a collector. A span that ends while [`QUEUE_MAX`] of them wait is dropped and counted, a
+//! Invariant: sending mail never waits for a collector. A span that ends while `QUEUE_MAX` of them wait is dropped and counted, a
 //! batch that the collector does not take is dropped and counted, and an export ends after its time at the latest.
 //! Invariant: a collector that is away is told in the log once, and once that it is back.
 

@@ -7,7 +7,7 @@
 //!
 //! Invariant: rendering the result is inlining what the template as written renders. What could break that is refused,
 //! with the reason and the line, and the template then keeps its `<style>`: classes that are computed, rules about siblings,
-//! blocks that open an element and do not close it. Compiling proves it on the sample as well ([`same`]).
+//! blocks that open an element and do not close it. Compiling proves it on the sample as well (`same`).
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,6 +1,6 @@
 //! Lists of dead letters, newest first by when they were archived.
 //!
-//! What a filter asks for has no index; a page looks at no more than [`SEARCHED_MAX`] letters from where it begins.
+//! What a filter asks for has no index; a page looks at no more than `SEARCHED_MAX` letters from where it begins.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;

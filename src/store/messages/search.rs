@@ -1,7 +1,7 @@
 //! Lists of mails, newest first.
 //!
 //! Ids begin with the publish time, so a range of time is a range of ids and the primary key is the list. What has no index
-//! (status, template, source) is looked for in at most [`SEARCHED_MAX`] rows from where a page begins: an index on the status
+//! (status, template, source) is looked for in at most `SEARCHED_MAX` rows from where a page begins: an index on the status
 //! would have to be written for every mail three times, to answer a question that is nearly always about the last hours.
 
 use chrono::{DateTime, TimeDelta, Utc};

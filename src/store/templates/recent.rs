@@ -1,8 +1,8 @@
 //! What producers sent lately for a template: names and kinds of variables, never a value.
 //!
 //! Ids of mails begin with the publish time, so the newest mails are the end of the primary key; a template has no index of its
-//! own there, which every mail would pay for. The newest [`MAILS_MAX`] mails are looked at, and of the template's among them
-//! the requests of the newest [`REQUESTS_MAX`]: the same work at a thousand mails as at ten million.
+//! own there, which every mail would pay for. The newest `MAILS_MAX` mails are looked at, and of the template's among them
+//! the requests of the newest `REQUESTS_MAX`: the same work at a thousand mails as at ten million.
 //! Invariant: values become words for their kinds inside the database (`shape_of`).
 
 use serde_json::Value;
