@@ -11,6 +11,9 @@ pub const SESSION_MAX: Duration = Duration::from_secs(12 * 3600);
 /// And this long after the last look.
 pub const SESSION_IDLE_MAX: Duration = Duration::from_secs(2 * 3600);
 
+/// Sessions of one operator at once; the one that was used longest ago gives way.
+const SESSIONS_OF_ONE_MAX: i64 = 20;
+
 /// A session as it is kept.
 #[derive(Debug, Clone)]
 pub struct StoredSession {
@@ -21,21 +24,23 @@ pub struct StoredSession {
 }
 
 impl Store {
-    /// Begins a session, and forgets those that have ended.
+    /// Begins a session, and forgets those that have ended or are too many.
     ///
     /// # Errors
     /// When the database is away.
     pub async fn begin_session(&self, id: &[u8; 32], operator: &str, proof: &[u8; 32]) -> Result<(), StoreError> {
         let beginning = sqlx::query!(
             "with over as (
-                delete from operator_sessions where expires_at <= now() or seen_at <= now() - make_interval(secs => $5))
+                delete from operator_sessions where expires_at <= now() or seen_at <= now() - make_interval(secs => $5)
+                    or id in (select id from operator_sessions where operator = $2 order by seen_at desc offset $6))
              insert into operator_sessions (id, operator, proof, expires_at)
              values ($1, $2, $3, now() + make_interval(secs => $4))",
             id.as_slice(),
             operator,
             proof.as_slice(),
             SESSION_MAX.as_secs_f64(),
-            SESSION_IDLE_MAX.as_secs_f64()
+            SESSION_IDLE_MAX.as_secs_f64(),
+            SESSIONS_OF_ONE_MAX - 1
         )
         .execute(&self.pool);
         within_limit(async { Ok(beginning.await?) }).await?;
