@@ -23,7 +23,8 @@ use crate::{
     email::{Lane, PerLane, UnsubscribeLinks},
     feedback::{self, fetch::SystemResolver, front_door::FrontDoor, signers::SignersSetupError},
     http::{
-        self, Admin, SignInFailures,
+        self, Admin, Tries,
+        probe::{OwnListener, reached_at},
         public::{Public, unsubscribe::Desk},
     },
     journal::{Journal, JournalError},
@@ -197,7 +198,7 @@ async fn run_observed(
         mail: config.mail.clone(),
         rules: config.pipeline.clone(),
         starting: watch::Sender::new(Some("starting".to_owned())),
-        failures: SignInFailures::default(),
+        tries: Tries::default(),
     });
     let lease_beat = Arc::new(Beat::default());
     metrics.observe_readiness(Arc::downgrade(&admin), Admin::is_ready);
@@ -205,7 +206,8 @@ async fn run_observed(
         tracing::info!(%addr, "admin listener");
         if service_manager::is_listening() {
             let (admin, beat) = (Arc::clone(&admin), Arc::clone(&lease_beat));
-            tasks.spawn(service_manager::tell(admin, addr, beat, stop.clone(), end.clone()));
+            let own = OwnListener { addr: reached_at(addr), speaks_tls: config.http.admin.tls.is_some() };
+            tasks.spawn(service_manager::tell(admin, own, beat, stop.clone(), end.clone()));
         }
     }
     tasks.spawn(http::serve(listeners.admin, Arc::clone(&admin), end.clone()));
@@ -227,7 +229,8 @@ async fn run_observed(
             Arc::new(Desk { links, store, sender, contact: config.mail.support_email.clone(), metrics })
         });
         // It answers at once, if only that the sender should come again: a database that is away loses no feedback.
-        tasks.spawn(http::public::serve(listener, public, end.clone()));
+        let (limits, metrics) = (config.http.webhook.clone(), Arc::clone(&metrics));
+        tasks.spawn(http::public::serve(listener, public, limits, metrics, end.clone()));
     }
 
     if !prepare(&config, &store, &catalogue, &admin, &stop).await? {

@@ -68,6 +68,8 @@ mod attachments;
 
 mod dkim;
 
+mod listeners;
+
 mod telemetry;
 
 #[cfg(test)]
@@ -77,6 +79,7 @@ pub use crate::email::RateLimit;
 pub(crate) use attachments::host_of;
 pub use attachments::{AttachmentConfig, KeptIn, S3Config, S3Credentials};
 pub use fault::{Fault, Faults};
+pub use listeners::{ListenerConfig, Network};
 pub use setting::{Group, Need, Setting, env_example};
 pub use source::{Environment, Settings};
 pub use table::SETTINGS;
@@ -362,6 +365,12 @@ pub struct HttpConfig {
     pub webhook_addr: Option<SocketAddr>,
     /// `ADMIN_TOKENS`: `name:role:token`, comma-separated; empty: nobody gets in.
     pub tokens: Vec<AdminToken>,
+    /// `ADMIN_HOSTS`: names that the admin listener goes by besides `localhost` and its addresses.
+    pub admin_hosts: Vec<String>,
+    /// `ADMIN_...`: the admin listener.
+    pub admin: ListenerConfig,
+    /// `WEBHOOK_...`: the public listener.
+    pub webhook: ListenerConfig,
 }
 
 /// Amazon SNS, which carries the feedback of Amazon SES.

@@ -2,9 +2,25 @@
 //!
 //! Invariant: there is no route that sends a mail around the broker; a template test that sends is a request like any other.
 //! Invariant: every route of the admin listener but health and metrics needs a token.
+//! Invariant: what is slow, malformed or too much is the listener's to stop ([`listener`]), before any route sees it.
+
+/// What both listeners do before a request is one.
+pub mod listener;
+
+/// Their certificates.
+pub mod tls;
+
+/// Who asks.
+mod client;
+
+/// What holds for every route.
+mod guard;
 
 /// Who may do what.
 pub mod auth;
+
+/// Tokens that were tried in vain.
+mod tries;
 
 /// Errors as problem details (RFC 9457).
 pub mod problem;
@@ -64,11 +80,11 @@ pub use lanes::{
     view::{LaneView, LanesView, lanes_view},
 };
 pub use messages::{message_detail_json, message_page_json};
-pub use pages::SignInFailures;
 pub use suppressions::{suppression_change_json, suppression_json};
 pub use templates::{difference_json, saved_json, switch_json, version_list_json, whole_version_json};
+pub use tries::Tries;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use axum::{Extension, Router, extract::DefaultBodyLimit, middleware::map_response};
 use tokio::{net::TcpListener, sync::watch};
@@ -76,6 +92,10 @@ use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
+use self::{
+    guard::{Guard, guarded},
+    listener::Door,
+};
 use crate::{
     broker::{ConsumerState, Link, Publisher, depths::DepthGauge},
     config::{HttpConfig, MailConfig, PipelineConfig},
@@ -89,6 +109,12 @@ use crate::{
 
 /// Largest request body.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// How long a body may take to begin to arrive.
+const BODY_GRACE: Duration = Duration::from_secs(10);
+/// The admin listener, as a label.
+pub(crate) const ADMIN: &str = "admin";
+/// The public one.
+pub(crate) const PUBLIC: &str = "public";
 
 /// What the routes work with.
 pub struct Admin {
@@ -122,17 +148,21 @@ pub struct Admin {
     pub rules: PipelineConfig,
     /// Why consuming has not begun yet; nothing once it has.
     pub starting: watch::Sender<Option<String>>,
-    /// Tries to sign in.
-    pub failures: SignInFailures,
+    /// Tokens that were tried.
+    pub tries: Tries,
 }
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
-    let service = router(admin).into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the admin listener ended");
-    }
+    let (config, metrics) = (admin.http.admin.clone(), Arc::clone(&admin.metrics));
+    let guard = Guard {
+        listener: ADMIN,
+        hosts: Some(admin.http.admin_hosts.clone()),
+        needs_certificate: config.tls.as_ref().is_some_and(|tls| tls.asks_for_certificates()),
+        metrics: Arc::clone(&metrics),
+    };
+    let door = Door { name: ADMIN, config, body_grace: BODY_GRACE, metrics };
+    listener::serve(listener, door, guarded(router(admin), guard), stop).await;
 }
 
 fn router(admin: Arc<Admin>) -> Router {
@@ -170,6 +200,13 @@ fn areas() -> Vec<OpenApiRouter<Arc<Admin>>> {
         lanes::routes(),
         changes::routes(),
     ]
+}
+
+/// Every path of the admin listener, with names in braces where a path has parts of its own.
+#[must_use]
+pub fn paths() -> Vec<String> {
+    let described = description().paths.paths.into_keys();
+    described.chain(pages::routes().into_iter().map(|(path, _)| path.to_owned())).collect()
 }
 
 /// The API's description (OpenAPI 3.1), as `/api/v1/openapi.json` has it.

@@ -45,6 +45,7 @@ use crate::{
     broker::{ConsumerState, topology},
     email::{Envelope, Lane, PerLane, Reason, Status},
     feedback::front_door::Fault,
+    http::{ADMIN, PUBLIC, listener::Refused},
     smtp::Relays,
     store::{
         Applied, Store,
@@ -86,6 +87,8 @@ pub struct Metrics {
     webhook_refused: Counter<u64>,
     webhook_failed: Counter<u64>,
     unsubscribed: Counter<u64>,
+    http_connections: UpDownCounter<i64>,
+    http_refused: Counter<u64>,
     events_published: Counter<u64>,
     events_unbound: Counter<u64>,
     /// Of the oldest event that waits, in milliseconds since 1970; 0: none does.
@@ -163,6 +166,8 @@ impl Metrics {
             webhook_received: table::WEBHOOK_RECEIVED.counts(&meter),
             webhook_refused: table::WEBHOOK_REFUSED.counts(&meter),
             unsubscribed: table::UNSUBSCRIBED.counts(&meter),
+            http_connections: table::HTTP_CONNECTIONS.goes_up_and_down(&meter),
+            http_refused: table::HTTP_REFUSED.counts(&meter),
             webhook_failed: table::WEBHOOK_FAILED.counts(&meter),
             events_published: table::EVENTS_PUBLISHED.counts(&meter),
             events_unbound: table::EVENTS_UNBOUND.counts(&meter),
@@ -196,6 +201,13 @@ impl Metrics {
         }
         for source in ["one-click", "page"] {
             self.unsubscribed.add(0, &[KeyValue::new("source", source)]);
+        }
+        for listener in [ADMIN, PUBLIC] {
+            self.http_connections.add(0, &[KeyValue::new("listener", listener)]);
+            for reason in Refused::ALL.into_iter().filter(|reason| listener == ADMIN || !reason.is_of_operators()) {
+                self.http_refused
+                    .add(0, &[KeyValue::new("listener", listener), KeyValue::new("reason", reason.name())]);
+            }
         }
         for step in steps() {
             self.retention.done(step.action, step.table, 0);
@@ -334,6 +346,17 @@ impl Metrics {
         self.unsubscribed.add(1, &[KeyValue::new("source", source)]);
     }
 
+    /// A connection to a listener, for as long as the answer lives.
+    pub(crate) fn http_connection(&self, listener: &'static str) -> Connected {
+        let labels = [KeyValue::new("listener", listener)];
+        self.http_connections.add(1, &labels);
+        Connected { counter: self.http_connections.clone(), labels }
+    }
+
+    pub(crate) fn http_refused(&self, listener: &'static str, reason: Refused) {
+        self.http_refused.add(1, &[KeyValue::new("listener", listener), KeyValue::new("reason", reason.name())]);
+    }
+
     pub(crate) fn events(&self, published: usize, unbound: usize) {
         self.events_published.add(u64::try_from(published).unwrap_or(u64::MAX), &[]);
         self.events_unbound.add(u64::try_from(unbound).unwrap_or(u64::MAX), &[]);
@@ -426,6 +449,18 @@ impl Drop for InFlight {
         self.counter.add(-1, &[lane_label(self.lane)]);
         self.figures.left(self.lane);
         self.processed.record(self.began.elapsed().as_secs_f64(), &self.labels);
+    }
+}
+
+/// Counts a connection until it is dropped, also by a panic.
+pub(crate) struct Connected {
+    counter: UpDownCounter<i64>,
+    labels: [KeyValue; 1],
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.counter.add(-1, &self.labels);
     }
 }
 

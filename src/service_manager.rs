@@ -7,7 +7,6 @@
 //! broker, database or relay are away is no reason to starve it: a restart would mend nothing.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,7 +19,7 @@ use crate::{
     email::Lane,
     http::{
         self, Admin,
-        probe::{probe, reached_at},
+        probe::{OwnListener, probe},
     },
 };
 
@@ -64,12 +63,11 @@ pub fn stopping() {
 /// Tells how the daemon fares, until `end`.
 pub async fn tell(
     admin: Arc<Admin>,
-    addr: SocketAddr,
+    own: OwnListener,
     lease: Arc<Beat>,
     stop: CancellationToken,
     end: CancellationToken,
 ) {
-    let addr = reached_at(addr);
     let feed_every = sd_notify::watchdog_enabled().map(|period| period / FEEDS);
     let mut fed: Option<Instant> = None;
     let mut said_ready = false;
@@ -89,7 +87,7 @@ pub async fn tell(
         if let Some(every) = feed_every
             && fed.is_none_or(|at| at.elapsed() >= every)
         {
-            match alive(addr, &lease).await {
+            match alive(own, &lease).await {
                 Ok(()) => say(&[NotifyState::Watchdog]),
                 Err(why) => tracing::error!(why, "the watchdog is not fed"),
             }
@@ -121,11 +119,11 @@ fn status_of(admin: &Admin) -> String {
 }
 
 /// Whether the daemon goes round, or which part of it does not.
-async fn alive(addr: SocketAddr, lease: &Beat) -> Result<(), String> {
+async fn alive(own: OwnListener, lease: &Beat) -> Result<(), String> {
     if let Some(why) = stuck(lease.age(Instant::now())) {
         return Err(why);
     }
-    match probe(addr, "/livez", ANSWER_MAX).await {
+    match probe(own, "/livez", ANSWER_MAX).await {
         Ok((status, _)) if status.is_success() => Ok(()),
         Ok((status, _)) => Err(format!("the admin listener answers {status}")),
         Err(error) => Err(format!("the admin listener: {error}")),

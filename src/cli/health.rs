@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::Session;
-use crate::http::probe::{probe, reached_at};
+use crate::http::probe::{OwnListener, probe, reached_at};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -28,10 +28,11 @@ pub(super) struct Args {
 
 pub(super) async fn run(context: &Session, args: Args) -> anyhow::Result<ExitCode> {
     context.log_quietly();
-    let addr = reached_at(context.settings.http()?.admin_addr);
+    let (addr, speaks_tls) = context.settings.admin_listener()?;
+    let addr = reached_at(addr);
     let limit = Duration::from_secs(args.timeout);
     let path = if args.ready { "/readyz" } else { "/livez" };
-    let (status, body) = probe(addr, path, limit).await?;
+    let (status, body) = probe(OwnListener { addr, speaks_tls }, path, limit).await?;
     let is_well = status.is_success();
     if args.ready {
         let said: Value = serde_json::from_slice(&body)

@@ -133,12 +133,12 @@ fn load(r: &mut Reader<'_>, written: Written, sender: Option<&str>) -> Result<(S
 }
 
 #[cfg(unix)]
-fn others_can_read(path: &Path) -> bool {
+pub(super) fn others_can_read(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
 #[cfg(not(unix))]
-fn others_can_read(_: &Path) -> bool {
+pub(super) fn others_can_read(_: &Path) -> bool {
     false
 }

@@ -11,6 +11,7 @@ use super::{
     PipelineConfig, QueueType, Settings, SnsConfig, StoreConfig, TopologyMode,
     attachments::{attachments, total_max},
     dkim::dkim,
+    listeners::http,
     parse,
     read::{Reader, Recorded, lane_name},
     relays::smtp,
@@ -102,6 +103,17 @@ impl Settings {
     /// All that is missing or wrong in this part.
     pub fn http(&self) -> Result<HttpConfig, Faults> {
         self.part(http)
+    }
+
+    /// Where the admin listener is, and whether it speaks TLS, for commands that only ask it something.
+    ///
+    /// # Errors
+    /// When the address is wrong.
+    pub fn admin_listener(&self) -> Result<(std::net::SocketAddr, bool), Faults> {
+        self.part(|r| {
+            let addr = r.read("ADMIN_ADDR", parse::listen_address)?;
+            Ok((addr, r.peek("ADMIN_TLS_CERT_FILE", parse::line(4096)).is_some()))
+        })
     }
 
     /// How logs are written.
@@ -300,20 +312,6 @@ fn pipeline(r: &mut Reader<'_>) -> Result<PipelineConfig, Recorded> {
         rate_limit_transactional: rate_limit_transactional?,
         rate_limit_marketing: rate_limit_marketing?,
     })
-}
-
-fn http(r: &mut Reader<'_>) -> Result<HttpConfig, Recorded> {
-    let admin_addr = r.read("ADMIN_ADDR", parse::listen_address);
-    let webhook_addr = r.read_optional("WEBHOOK_ADDR", parse::listen_address);
-    let tokens = r.read_optional("ADMIN_TOKENS", parse::admin_tokens);
-    // Port 0 lets the system choose, each time another one.
-    if let (Ok(admin), Ok(Some(webhook))) = (&admin_addr, &webhook_addr)
-        && admin == webhook
-        && admin.port() != 0
-    {
-        r.fault("WEBHOOK_ADDR", "is the same as ADMIN_ADDR");
-    }
-    Ok(HttpConfig { admin_addr: admin_addr?, webhook_addr: webhook_addr?, tokens: tokens?.unwrap_or_default() })
 }
 
 fn sns(r: &mut Reader<'_>) -> Result<SnsConfig, Recorded> {

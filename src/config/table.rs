@@ -17,6 +17,7 @@ const AGE_MAX: &str = "a duration from 1s to 7d (units ms, s, m, h, d)";
 const RATE_LIMIT: &str = "unlimited, or a number a day or week such as 1/day or 3/week";
 const CA_FILE: &str = "the path of a PEM file";
 const OTLP_URL: &str = "an http:// or https:// URL";
+const PROXIES: &str = "IP addresses, or networks such as 10.0.0.0/8, comma-separated";
 const ADDRESS: &str = "an e-mail address, without a display name";
 
 /// Every setting, in the order of `.env.example`.
@@ -264,6 +265,42 @@ pub const SETTINGS: &[Setting] = &[
              tokens unique, at least 16 visible characters (make one with: openssl rand -hex 24)",
         )
         .private(),
+    Setting::optional(Sidecar, "ADMIN_HOSTS", "postrider.rgz.bj")
+        .meaning("Names that browsers and programs reach the admin listener by, besides localhost and addresses; others are refused.")
+        .accepts("host names without port, comma-separated"),
+    Setting::optional(Sidecar, "ADMIN_TRUSTED_PROXIES", "127.0.0.1,10.0.0.0/8")
+        .meaning("Proxies before the admin listener, whose X-Forwarded-For and X-Forwarded-Proto are believed; unset: nobody's.")
+        .accepts(PROXIES),
+    Setting::preset(Sidecar, "ADMIN_CONNECTIONS_MAX", "128")
+        .meaning("Connections to the admin listener at once.")
+        .accepts("8 to 10000"),
+    Setting::preset(Sidecar, "ADMIN_CONNECTIONS_PER_ADDRESS_MAX", "64")
+        .meaning("The same from one address, unless it is a trusted proxy's.")
+        .accepts("4 to 10000"),
+    Setting::optional(Sidecar, "ADMIN_TLS_CERT_FILE", "/etc/postrider/admin.pem")
+        .meaning("The admin listener's certificate and those that sign it, read again when it changes; unset: plain HTTP.")
+        .accepts("the path of a PEM file, together with ADMIN_TLS_KEY_FILE"),
+    Setting::optional(Sidecar, "ADMIN_TLS_KEY_FILE", "/etc/postrider/admin-key.pem")
+        .meaning("The private key of ADMIN_TLS_CERT_FILE.")
+        .accepts("the path of a PEM file"),
+    Setting::optional(Sidecar, "ADMIN_TLS_CLIENT_CA_FILE", "/etc/postrider/operators-ca.pem")
+        .meaning("Who signs the certificates that clients of the admin API and pages must show; /livez, /readyz and /metrics need none.")
+        .accepts("the path of a PEM file, together with ADMIN_TLS_CERT_FILE"),
+    Setting::optional(Sidecar, "WEBHOOK_TRUSTED_PROXIES", "10.0.0.0/8")
+        .meaning("Proxies before the public listener, likewise; they may have all its connections.")
+        .accepts(PROXIES),
+    Setting::preset(Sidecar, "WEBHOOK_CONNECTIONS_MAX", "256")
+        .meaning("Connections to the public listener at once.")
+        .accepts("8 to 10000"),
+    Setting::preset(Sidecar, "WEBHOOK_CONNECTIONS_PER_ADDRESS_MAX", "128")
+        .meaning("The same from one address, unless it is a trusted proxy's.")
+        .accepts("4 to 10000"),
+    Setting::optional(Sidecar, "WEBHOOK_TLS_CERT_FILE", "/etc/postrider/public.pem")
+        .meaning("The public listener's certificate, likewise; unset: plain HTTP, for a proxy that speaks https.")
+        .accepts("the path of a PEM file, together with WEBHOOK_TLS_KEY_FILE"),
+    Setting::optional(Sidecar, "WEBHOOK_TLS_KEY_FILE", "/etc/postrider/public-key.pem")
+        .meaning("The private key of WEBHOOK_TLS_CERT_FILE.")
+        .accepts("the path of a PEM file"),
     Setting::optional(Feedback, "SNS_TOPIC_ARNS", "arn:aws:sns:eu-west-1:123456789012:ses-events")
         .meaning("Topics whose messages are taken, together with WEBHOOK_ADDR; unset: nobody's.")
         .accepts("ARNs of standard topics, comma-separated"),

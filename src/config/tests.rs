@@ -152,6 +152,12 @@ fn each_bad_value_is_a_fault_of_its_setting() {
         ("ADMIN_TOKENS", "ops:root:0123456789abcdef", "whose role is not one of viewer, operator, admin"),
         ("ADMIN_TOKENS", "Ops:admin:0123456789abcdef", "whose name is not 1 to 64 characters of a-z 0-9 -"),
         ("ADMIN_TOKENS", "ops:admin:0123456789abcde", "whose token is not 16 or more"),
+        ("ADMIN_HOSTS", "rgz.bj,https://rgz.bj", "an entry (2) that is not a host name without scheme and port"),
+        ("ADMIN_HOSTS", "192.0.2.1", "an entry (1) that is not a host name without scheme and port"),
+        ("ADMIN_TRUSTED_PROXIES", "10.0.0.0/8,proxy", "an entry (2) that is not an IP address or a network"),
+        ("WEBHOOK_TRUSTED_PROXIES", "10.0.0.0/33", "an entry (1) that is not an IP address or a network"),
+        ("ADMIN_CONNECTIONS_MAX", "7", "is not a whole number from 8 to 10000"),
+        ("WEBHOOK_CONNECTIONS_PER_ADDRESS_MAX", "0", "is not a whole number from 4 to 10000"),
         ("SNS_TOPIC_ARNS", "ses-events", "an entry (1) that is not arn:PARTITION:sns:REGION:ACCOUNT:NAME"),
         ("SNS_TOPIC_ARNS", "arn:aws:sns:eu-west-1:123456789012:a", "is set without WEBHOOK_ADDR"),
         ("SNS_SIGNATURE_VERSION", "3", "is not one of 1, 2"),
@@ -318,5 +324,70 @@ fn the_example_file_is_valid_once_it_is_filled_in() {
         let config = Config::load(&environment, None).expect("valid");
         assert_eq!(config.warnings, Vec::<String>::new());
         assert_eq!(config.smtp.relays[0].credentials.is_some(), take_examples);
+    }
+}
+
+#[test]
+fn a_certificate_without_its_key_is_a_fault_of_its_setting() {
+    let dir = TempDir::new().expect("a folder");
+    let pair = || {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["mail.rgz.bj".to_owned()]).expect("a name");
+        (params.self_signed(&key).expect("a certificate").pem(), key.serialize_pem())
+    };
+    let ((cert, key), (_, other)) = (pair(), pair());
+    let [cert, key, other, empty, away] = [
+        ("cert", Some(&cert)),
+        ("key", Some(&key)),
+        ("other", Some(&other)),
+        ("empty", Some(&String::new())),
+        ("away", None),
+    ]
+    .map(|(name, text)| {
+        let path = dir.path().join(name);
+        if let Some(text) = text {
+            fs::write(&path, text).expect("writable");
+        }
+        path.to_str().expect("UTF-8").to_owned()
+    });
+    let sound =
+        load(&[("ADMIN_TLS_CERT_FILE", &cert), ("ADMIN_TLS_KEY_FILE", &key), ("ADMIN_TLS_CLIENT_CA_FILE", &cert)]);
+    assert!(sound.is_ok_and(|config| config.http.admin.tls.is_some() && config.http.webhook.tls.is_none()));
+    for (settings, name, problem) in [
+        (vec![("ADMIN_TLS_CERT_FILE", &cert)], "ADMIN_TLS_KEY_FILE", "is missing although ADMIN_TLS_CERT_FILE is set"),
+        (
+            vec![("WEBHOOK_TLS_KEY_FILE", &key)],
+            "WEBHOOK_TLS_CERT_FILE",
+            "is missing although WEBHOOK_TLS_KEY_FILE is set",
+        ),
+        (vec![("ADMIN_TLS_CLIENT_CA_FILE", &cert)], "ADMIN_TLS_CERT_FILE", "although ADMIN_TLS_CLIENT_CA_FILE is set"),
+        (
+            vec![("ADMIN_TLS_CERT_FILE", &cert), ("ADMIN_TLS_KEY_FILE", &other)],
+            "ADMIN_TLS_KEY_FILE",
+            "not the certificate's",
+        ),
+        (
+            vec![("WEBHOOK_TLS_CERT_FILE", &cert), ("WEBHOOK_TLS_KEY_FILE", &cert)],
+            "WEBHOOK_TLS_KEY_FILE",
+            "holds no PEM private key",
+        ),
+        (
+            vec![("WEBHOOK_TLS_CERT_FILE", &empty), ("WEBHOOK_TLS_KEY_FILE", &key)],
+            "WEBHOOK_TLS_CERT_FILE",
+            "holds no PEM certificate",
+        ),
+        (vec![("ADMIN_TLS_CERT_FILE", &away), ("ADMIN_TLS_KEY_FILE", &key)], "ADMIN_TLS_CERT_FILE", "cannot be read"),
+        (
+            vec![("ADMIN_TLS_CERT_FILE", &cert), ("ADMIN_TLS_KEY_FILE", &key), ("ADMIN_TLS_CLIENT_CA_FILE", &key)],
+            "ADMIN_TLS_CLIENT_CA_FILE",
+            "holds no PEM certificate",
+        ),
+    ] {
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let faults = faults(&settings);
+        assert!(
+            faults.len() == 1 && faults[0].setting == name && faults[0].problem.contains(problem),
+            "{settings:?}: {faults:?}"
+        );
     }
 }

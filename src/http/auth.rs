@@ -2,7 +2,7 @@
 //!
 //! Invariant: tokens are compared in constant time, and all of them every time: how long it takes tells nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     extract::FromRequestParts,
@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{Admin, problem::Problem};
+use super::{ADMIN, Admin, client::Client, listener::Refused, problem::Problem, tries::Tried};
 use crate::config::{AdminToken, Role};
 
 /// Somebody with a token.
@@ -54,12 +54,25 @@ impl FromRequestParts<Arc<Admin>> for Operator {
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim());
-        given
-            .and_then(|token| identify(&admin.http.tokens, token))
-            .map(|token| Self { name: token.name.clone(), role: token.role })
-            .ok_or_else(|| {
-                Problem::new(StatusCode::UNAUTHORIZED, "send `Authorization: Bearer <token>` with one of ADMIN_TOKENS")
-            })
+        let refused =
+            || Problem::new(StatusCode::UNAUTHORIZED, "send `Authorization: Bearer <token>` with one of ADMIN_TOKENS");
+        // Whoever shows none guesses none.
+        let given = given.filter(|token| !token.is_empty()).ok_or_else(refused)?;
+        let client = parts.extensions.get::<Client>().copied().unwrap_or_default();
+        match admin.tries.attempt(&admin.http.tokens, given, client.address, Instant::now()) {
+            Tried::Right(token) => Ok(Self { name: token.name.clone(), role: token.role }),
+            Tried::Wrong => {
+                admin.metrics.http_refused(ADMIN, Refused::WrongToken);
+                Err(refused())
+            }
+            Tried::Wait(wait) => {
+                admin.metrics.http_refused(ADMIN, Refused::TooManyTries);
+                let seconds = wait.as_secs() + 1;
+                let words =
+                    format!("too many wrong tokens came from this address, or from all: try again in {seconds} s");
+                Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, words).retry_after(seconds))
+            }
+        }
     }
 }
 

@@ -31,8 +31,9 @@ const PROBLEMS_WITH_MORE: [&str; 2] = ["UnfitTemplate", "TemplateConflict"];
         description = "What operators see and steer. There is no route that sends a mail around the broker.\n\n\
             Lists are pages, newest first: `total` is exact up to 10,000, and `next`, if there is one, is the `cursor` of the \
             next page. Answers have all their members, null where there is nothing, or where the token's role may not see it. \
-            Errors are problem details (RFC 9457); also 404 where there is no route, and 405 with `Allow` where there is none \
-            for the method.",
+            Errors are problem details (RFC 9457); also 404 where there is no route, 405 with `Allow` where there is none for \
+            the method, 421 for a name that is not in ADMIN_HOSTS, and 400, 408, 414, 417, 431, 501, 503 and 505 for what \
+            becomes no request.",
         license(name = "MIT OR Apache-2.0")
     ),
     servers((url = "/", description = "The admin listener")),

@@ -47,15 +47,13 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::Request,
-    http::{HeaderName, HeaderValue, header},
-    middleware::{self, Next},
+    http::{HeaderValue, header},
+    middleware::map_response,
     response::{Html, IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 
 use self::layout::PageError;
-pub use self::sign_in::SignInFailures;
 use super::Admin;
 
 /// What a page may load: nothing but from here, and no script or style that is written into it.
@@ -65,58 +63,53 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; i
 const MAIL_POLICY: &str =
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; base-uri 'none'";
 
-pub(super) fn router() -> Router<Arc<Admin>> {
-    Router::new()
-        .route("/", get(overview::show))
-        .route("/lanes/{lane}/pause", post(overview::pause))
-        .route("/lanes/{lane}/resume", post(overview::resume))
-        .route("/sign-in", get(sign_in::page).post(sign_in::sign_in))
-        .route("/sign-out", post(sign_in::sign_out))
-        .route("/messages", get(messages::list))
-        .route("/messages/{id}", get(messages::show))
-        .route("/messages/{id}/mail", get(messages::mail))
-        .route("/templates", get(templates::list))
-        .route("/templates/new", get(templates::begin))
-        .route("/templates/{key}", get(templates::show))
-        .route("/templates/{key}/diff", get(templates::difference))
-        .route("/templates/{key}/edit", get(templates::editor::open).post(templates::editor::submit))
-        .route("/templates/{key}/frame", get(templates::frame::saved).post(templates::frame::unsaved))
-        .route("/templates/{key}/activate", post(templates::change::activate))
-        .route("/templates/{key}/rollback", post(templates::change::roll_back))
-        .route("/templates/{key}/deactivate", post(templates::change::deactivate))
-        .route("/templates/{key}/test", post(templates::change::test))
-        .route("/messages/{id}/resend", post(messages::resend))
-        .route("/dead-letters", get(dead_letters::list))
-        .route("/dead-letters/{id}", get(dead_letters::show))
-        .route("/dead-letters/{id}/discard", post(dead_letters::discard))
-        .route("/replays", get(replays::list).post(replays::create))
-        .route("/replays/{id}", get(replays::show))
-        .route("/replays/{id}/{action}", post(replays::act))
-        .route("/suppressions", get(suppressions::list))
-        .route("/suppressions/add", post(suppressions::add))
-        .route("/suppressions/{id}", get(suppressions::show))
-        .route("/suppressions/{id}/lift", post(suppressions::lift))
-        .route("/feedback", get(feedback::report))
-        .route("/changes", get(changes::list))
-        .route("/assets/{name}", get(assets::asset))
-        .layer(middleware::from_fn(guarded))
+/// Every page and every form, by its path.
+pub(super) fn routes() -> Vec<(&'static str, MethodRouter<Arc<Admin>>)> {
+    vec![
+        ("/", get(overview::show)),
+        ("/lanes/{lane}/pause", post(overview::pause)),
+        ("/lanes/{lane}/resume", post(overview::resume)),
+        ("/sign-in", get(sign_in::page).post(sign_in::sign_in)),
+        ("/sign-out", post(sign_in::sign_out)),
+        ("/messages", get(messages::list)),
+        ("/messages/{id}", get(messages::show)),
+        ("/messages/{id}/mail", get(messages::mail)),
+        ("/templates", get(templates::list)),
+        ("/templates/new", get(templates::begin)),
+        ("/templates/{key}", get(templates::show)),
+        ("/templates/{key}/diff", get(templates::difference)),
+        ("/templates/{key}/edit", get(templates::editor::open).post(templates::editor::submit)),
+        ("/templates/{key}/frame", get(templates::frame::saved).post(templates::frame::unsaved)),
+        ("/templates/{key}/activate", post(templates::change::activate)),
+        ("/templates/{key}/rollback", post(templates::change::roll_back)),
+        ("/templates/{key}/deactivate", post(templates::change::deactivate)),
+        ("/templates/{key}/test", post(templates::change::test)),
+        ("/messages/{id}/resend", post(messages::resend)),
+        ("/dead-letters", get(dead_letters::list)),
+        ("/dead-letters/{id}", get(dead_letters::show)),
+        ("/dead-letters/{id}/discard", post(dead_letters::discard)),
+        ("/replays", get(replays::list).post(replays::create)),
+        ("/replays/{id}", get(replays::show)),
+        ("/replays/{id}/{action}", post(replays::act)),
+        ("/suppressions", get(suppressions::list)),
+        ("/suppressions/add", post(suppressions::add)),
+        ("/suppressions/{id}", get(suppressions::show)),
+        ("/suppressions/{id}/lift", post(suppressions::lift)),
+        ("/feedback", get(feedback::report)),
+        ("/changes", get(changes::list)),
+        ("/assets/{name}", get(assets::asset)),
+    ]
 }
 
-/// Says what browsers may do with a page, unless the page says so itself.
-async fn guarded(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
-    let usual: [(HeaderName, &'static str); 6] = [
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "same-origin"),
-        (header::CACHE_CONTROL, "no-store"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    ];
-    for (name, value) in usual {
-        headers.entry(name).or_insert(HeaderValue::from_static(value));
-    }
+pub(super) fn router() -> Router<Arc<Admin>> {
+    let all = routes().into_iter().fold(Router::new(), |all, (path, methods)| all.route(path, methods));
+    all.layer(map_response(as_page))
+}
+
+/// What browsers may do with a page, unless it says so itself; the rest is said of every answer.
+async fn as_page(mut response: Response) -> Response {
+    let policy = response.headers_mut().entry(header::CONTENT_SECURITY_POLICY);
+    policy.or_insert(HeaderValue::from_static(POLICY));
     response
 }
 

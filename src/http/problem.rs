@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::{IntoResponses, ToSchema};
 
+use super::BODY_BYTES_MAX;
 use crate::store::StoreError;
 
 /// Words of a library's own refusal that are passed on.
@@ -32,6 +33,14 @@ pub struct ProblemDetails {
     detail: String,
 }
 
+impl ProblemDetails {
+    /// With this status and these words.
+    pub(super) fn of(status: StatusCode, detail: String) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error");
+        Self { kind: "about:blank", title, status: status.as_u16(), detail }
+    }
+}
+
 /// What a route that asks for a role may answer instead.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "only described")]
@@ -42,6 +51,9 @@ pub enum Refusals {
     /// There is no token, or it is none of ADMIN_TOKENS.
     #[response(status = 401, content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
     Unauthorized(ProblemDetails),
+    /// Too many wrong tokens came from this address, or from all; `Retry-After` says when to try again.
+    #[response(status = 429, content_type = "application/problem+json", headers(("Retry-After" = u64, description = "In how many seconds")))]
+    TooMany(ProblemDetails),
     /// The token's role may not do this.
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(ProblemDetails),
@@ -60,6 +72,9 @@ pub enum ReadRefusals {
     /// There is no token, or it is none of ADMIN_TOKENS.
     #[response(status = 401, content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
     Unauthorized(ProblemDetails),
+    /// Too many wrong tokens came from this address, or from all; `Retry-After` says when to try again.
+    #[response(status = 429, content_type = "application/problem+json", headers(("Retry-After" = u64, description = "In how many seconds")))]
+    TooMany(ProblemDetails),
     /// The database cannot answer now.
     #[response(status = 503, content_type = "application/problem+json")]
     Unavailable(ProblemDetails),
@@ -68,13 +83,14 @@ pub enum ReadRefusals {
 /// What a route that asks for nothing but a token may answer instead.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "only described")]
-#[response(
-    status = 401,
-    description = "There is no token, or it is none of ADMIN_TOKENS.",
-    content_type = "application/problem+json",
-    headers(("WWW-Authenticate" = String, description = "`Bearer`"))
-)]
-pub struct Unauthorized(ProblemDetails);
+pub enum Unauthorized {
+    /// There is no token, or it is none of ADMIN_TOKENS.
+    #[response(status = 401, content_type = "application/problem+json", headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
+    Unauthorized(ProblemDetails),
+    /// Too many wrong tokens came from this address, or from all; `Retry-After` says when to try again.
+    #[response(status = 429, content_type = "application/problem+json", headers(("Retry-After" = u64, description = "In how many seconds")))]
+    TooMany(ProblemDetails),
+}
 
 /// What a route for one thing may answer besides.
 #[derive(IntoResponses)]
@@ -106,12 +122,13 @@ pub struct Problem {
     status: StatusCode,
     detail: String,
     more: Option<(&'static str, Value)>,
+    retry_after: Option<u64>,
 }
 
 impl Problem {
     /// An answer with this status and these words.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), more: None }
+        Self { status, detail: detail.into(), more: None, retry_after: None }
     }
 
     /// The status.
@@ -126,6 +143,12 @@ impl Problem {
         &self.detail
     }
 
+    /// Says in how many seconds to come again.
+    #[must_use]
+    pub fn retry_after(self, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
     /// Adds a member of this name, for programs (RFC 9457 §3.2).
     #[must_use]
     pub fn with(self, name: &'static str, value: Value) -> Self {
@@ -135,9 +158,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let title = self.status.canonical_reason().unwrap_or("Error");
-        let details = ProblemDetails { kind: "about:blank", title, status: self.status.as_u16(), detail: self.detail };
-        let mut body = json!(details);
+        let mut body = json!(ProblemDetails::of(self.status, self.detail));
         if let Some((name, value)) = self.more {
             body[name] = value;
         }
@@ -146,6 +167,9 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -168,7 +192,13 @@ pub(super) async fn from_plain_words(response: Response) -> Response {
     }
     let (head, body) = response.into_parts();
     let words = to_bytes(body, WORDS_BYTES_MAX).await.unwrap_or_default();
-    let mut problem = Problem::new(status, String::from_utf8_lossy(&words)).into_response();
+    let words = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            format!("the body is larger than {BODY_BYTES_MAX} bytes, the most that is taken here")
+        }
+        _ => String::from_utf8_lossy(&words).into_owned(),
+    };
+    let mut problem = Problem::new(status, words).into_response();
     if let Some(allowed) = head.headers.get(header::ALLOW) {
         problem.headers_mut().insert(header::ALLOW, allowed.clone());
     }

@@ -21,32 +21,28 @@ use axum::{
     routing::post,
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use self::unsubscribe::Desk;
-use crate::feedback::front_door::{Fault, FrontDoor, Received, Refusal, Rejection, SnsHeaders};
+use super::{
+    PUBLIC,
+    guard::{Guard, guarded},
+    listener::{self, Door},
+};
+use crate::{
+    config::ListenerConfig,
+    feedback::front_door::{Fault, FrontDoor, Received, Refusal, Rejection, SnsHeaders},
+    metrics::Metrics,
+};
 
 /// Largest message: SNS's own limit is 256 KiB, before JSON escapes it.
 const BODY_BYTES_MAX: usize = 512 * 1024;
-/// Largest head of a request.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Longest wait for the head of a request, also of the next one on a connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time for a request, from its head to its answer: SNS gives up after 15 s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(14);
-/// Connections at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 128;
-/// Pause after a connection could not be accepted, for instance for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How long a body may take to begin to arrive: longer than a request, whose end is a 503, after which SNS comes again. After the
+/// 408 that ends others it would not.
+const BODY_GRACE: Duration = Duration::from_secs(20);
 /// What the owner of a subscription finds in the delivery log of SNS.
 const RAW_DELIVERY: &str =
     "raw message delivery is on for this subscription, so its messages are not signed; turn RawMessageDelivery off\n";
@@ -61,48 +57,17 @@ pub struct Public {
 }
 
 /// Serves until `stop`; requests under way are finished.
-pub async fn serve(listener: TcpListener, public: Public, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let connections = TaskTracker::new();
-    let router = router(public);
-    loop {
-        let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! { () = stop.cancelled() => break, accepted = accepted => accepted };
-        match accepted {
-            Ok((stream, _)) => {
-                let serving = serve_connection(stream, router.clone(), stop.clone());
-                connections.spawn(async move {
-                    serving.await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection to the public listener could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    connections.close();
-    connections.wait().await;
-}
-
-async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationToken) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection to the public listener ended");
-    }
+pub async fn serve(
+    listener: TcpListener,
+    public: Public,
+    config: ListenerConfig,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    // Anybody may call it by any name: no answer depends on it.
+    let guard = Guard { listener: PUBLIC, hosts: None, needs_certificate: false, metrics: Arc::clone(&metrics) };
+    let door = Door { name: PUBLIC, config, body_grace: BODY_GRACE, metrics };
+    listener::serve(listener, door, guarded(router(public), guard), stop).await;
 }
 
 fn router(public: Public) -> Router {

@@ -78,6 +78,9 @@ instruments! {
     UNSUBSCRIBED = Instrument::counter("email.unsubscribed", &["source"], "People who took themselves off marketing mail, by where; once for each time they said so");
     WEBHOOK_FAILED = Instrument::counter("email.webhook_failed", &["fault"], "Messages that the webhook could not take, so that their sender repeats them, by fault");
 
+    HTTP_CONNECTIONS = Instrument::gauge("email.http_connections", &["listener"], "Connections to the admin and the public listener");
+    HTTP_REFUSED = Instrument::counter("email.http_refused", &["listener", "reason"], "What a listener did not serve, or ended, by reason: connections (crowded_out, full, handshake), requests (malformed, too large, too slow, host), tokens (wrong_token, too_many_tries)");
+
     ATTACHMENT_FETCHES = Instrument::counter("email.attachment_fetches", &["source", "result"], "Attachments by reference, by where they lie and what came of it; kept: the attachment store had it");
     ATTACHMENT_FETCH = Instrument::histogram("email.attachment_fetch", &["source"], FETCH, "How long fetching an attachment took, whatever came of it").seconds();
     ATTACHMENT_BYTES = Instrument::counter("email.attachment_fetched_bytes", &["source"], "Bytes of attachments that were fetched and found sound");

@@ -101,7 +101,11 @@ mod admin_api;
 
 mod admin_changes;
 
+mod admin_tokens;
+
 mod pages_sign_in;
+
+mod pages_hostile_words;
 
 mod pages_dead_letters;
 
@@ -154,6 +158,14 @@ mod webhook_certificates;
 mod webhook_receipts;
 
 mod webhook_limits;
+
+mod http_framing;
+
+mod http_headers;
+
+mod http_slow_clients;
+
+mod http_tls;
 
 mod feedback_end_to_end;
 

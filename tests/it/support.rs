@@ -83,6 +83,9 @@ pub mod collector;
 /// A real browser.
 pub mod browser;
 
+/// Bytes to a listener, as no HTTP library would send them.
+pub mod raw;
+
 /// The admin's pages, without a browser.
 pub mod pages;
 

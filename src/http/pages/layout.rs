@@ -70,6 +70,11 @@ fn head(title: &str) -> Markup {
 
 /// A page with its navigation.
 pub(super) fn page(session: &Session, section: Section, title: &str, body: &Markup) -> Html<String> {
+    Html(in_order(page_to_edit(session, section, title, body).0))
+}
+
+/// The same with what people wrote as it is, because they get it back by a form.
+pub(super) fn page_to_edit(session: &Session, section: Section, title: &str, body: &Markup) -> Html<String> {
     let shown = html! {
         (DOCTYPE)
         html lang="en" {
@@ -110,7 +115,24 @@ pub(super) fn bare(title: &str, body: &Markup) -> Html<String> {
         (DOCTYPE)
         html lang="en" { (head(title)) body { main #main { (body) } } }
     };
-    Html(shown.into_string())
+    Html(in_order(shown.into_string()))
+}
+
+/// Shows what would turn the text around it (Unicode's embeddings, overrides and isolates) by name: with one of these, a mail could
+/// make an address or a note of others read as something else. Scripts that run from right to left need none of them.
+fn in_order(html: String) -> String {
+    let turns = |c: char| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !html.contains(turns) {
+        return html;
+    }
+    html.chars().fold(String::with_capacity(html.len()), |mut shown, c| {
+        if turns(c) {
+            shown.push_str(&format!("[U+{:04X}]", u32::from(c)));
+        } else {
+            shown.push(c);
+        }
+        shown
+    })
 }
 
 /// An error, for people.
@@ -256,6 +278,12 @@ pub(super) fn needs_operator() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_turns_the_text_around_it() {
+        let shown = in_order("<p>ada\u{202e}jb.elpmaxe@\u{2069} \u{645}\u{631}\u{62d}\u{628}\u{627}</p>".to_owned());
+        assert_eq!(shown, "<p>ada[U+202E]jb.elpmaxe@[U+2069] \u{645}\u{631}\u{62d}\u{628}\u{627}</p>");
+    }
 
     #[test]
     fn numbers_and_links_are_readable() {

@@ -23,11 +23,13 @@ use uuid::Uuid;
 use super::PageError;
 use crate::{
     config::{AdminToken, Role},
-    http::{Admin, auth::Operator, problem::Problem},
+    http::{Admin, auth::Operator, client::Client, problem::Problem},
 };
 
 /// The cookie's name.
 const COOKIE: &str = "postrider_session";
+/// And where the browser came by https: with this prefix it takes the cookie from this very host and from no other, and only so.
+const COOKIE_OF_HTTPS: &str = "__Host-postrider_session";
 /// The field of every form that names its session.
 pub(super) const CSRF_FIELD: &str = "csrf";
 
@@ -52,10 +54,12 @@ impl Secret {
         Self(URL_SAFE_NO_PAD.encode([one.into_bytes(), other.into_bytes()].concat()))
     }
 
-    fn of(headers: &HeaderMap) -> Option<Self> {
+    /// The browser's.
+    pub(super) fn of(headers: &HeaderMap, is_https: bool) -> Option<Self> {
+        let ours = cookie_name(is_https);
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
         let mut pairs = cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| Self(value.to_owned()))
+        pairs.find(|(name, _)| *name == ours).map(|(_, value)| Self(value.to_owned()))
     }
 
     fn hash(&self, what: &str) -> [u8; 32] {
@@ -72,27 +76,34 @@ impl Secret {
         self.hash("id")
     }
 
-    /// What it and the token make together.
+    /// What it, the token and the token's role make together: another role ends the session, as another token does.
     pub(super) fn proof(&self, token: &AdminToken) -> [u8; 32] {
-        Sha256::new_with_prefix(self.hash("proof")).chain_update(token.token.expose_secret()).finalize().into()
+        Sha256::new_with_prefix(self.hash("proof"))
+            .chain_update(token.role.name())
+            .chain_update("/")
+            .chain_update(token.token.expose_secret())
+            .finalize()
+            .into()
     }
 
-    /// The header that gives it to the browser. `Secure` where the browser came by https: a plain listener on loopback or
-    /// behind a proxy must work too.
+    /// The header that gives it to the browser. `Secure` where the browser came by https: a plain listener on loopback must work
+    /// too.
     pub(super) fn set_cookie(&self, is_https: bool) -> String {
-        let secure = if is_https { "; Secure" } else { "" };
-        format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict{secure}", self.0)
+        format!("{}={}; {}", cookie_name(is_https), self.0, flags(is_https))
     }
 }
 
 /// The header that takes it away.
-pub(super) fn unset_cookie() -> String {
-    format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Strict; Max-Age=0")
+pub(super) fn unset_cookie(is_https: bool) -> String {
+    format!("{}=; {}; Max-Age=0", cookie_name(is_https), flags(is_https))
 }
 
-/// Whether the browser came by https, as the proxy before us says.
-pub(super) fn is_https(headers: &HeaderMap) -> bool {
-    headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
+const fn cookie_name(is_https: bool) -> &'static str {
+    if is_https { COOKIE_OF_HTTPS } else { COOKIE }
+}
+
+const fn flags(is_https: bool) -> &'static str {
+    if is_https { "Path=/; HttpOnly; SameSite=Strict; Secure" } else { "Path=/; HttpOnly; SameSite=Strict" }
 }
 
 impl Session {
@@ -111,8 +122,8 @@ impl Session {
         self.operator.role >= Role::Operator
     }
 
-    async fn find(headers: &HeaderMap, admin: &Admin) -> Result<Option<Self>, Problem> {
-        let Some(secret) = Secret::of(headers) else { return Ok(None) };
+    async fn find(headers: &HeaderMap, client: Client, admin: &Admin) -> Result<Option<Self>, Problem> {
+        let Some(secret) = Secret::of(headers, client.is_https) else { return Ok(None) };
         let id = secret.id();
         let Some(stored) = admin.store.session(&id).await? else { return Ok(None) };
         let token = admin.http.tokens.iter().find(|token| token.name == stored.operator);
@@ -147,7 +158,8 @@ impl FromRequestParts<Arc<Admin>> for Session {
     type Rejection = NoSession;
 
     async fn from_request_parts(parts: &mut Parts, admin: &Arc<Admin>) -> Result<Self, NoSession> {
-        match Self::find(&parts.headers, admin).await {
+        let client = parts.extensions.get::<Client>().copied().unwrap_or_default();
+        match Self::find(&parts.headers, client, admin).await {
             Ok(Some(session)) => Ok(session),
             Ok(None) => Err(NoSession::SignIn(sign_in_path(parts))),
             Err(problem) => Err(NoSession::Problem(problem)),
@@ -250,8 +262,9 @@ mod tests {
     fn the_secret_is_found_among_other_cookies_and_makes_different_things_of_itself() {
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, HeaderValue::from_static("a=b; postrider_session=xyz; c=d"));
-        let secret = Secret::of(&headers).expect("a cookie");
+        let secret = Secret::of(&headers, false).expect("a cookie");
         assert_eq!(secret.0, "xyz");
+        assert!(Secret::of(&headers, true).is_none(), "a cookie that another host, or plain HTTP, may have given");
         assert_ne!(secret.id(), secret.hash("csrf"));
         assert_ne!(Secret::new().id(), Secret::new().id());
     }

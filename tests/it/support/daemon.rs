@@ -102,6 +102,11 @@ impl Daemon {
         format!("http://{}{path}", self.admin)
     }
 
+    /// The admin listener.
+    pub const fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// The public listener, which must be configured.
     pub fn public(&self) -> SocketAddr {
         self.public.expect("WEBHOOK_ADDR is set, and SNS_TOPIC_ARNS or EMAIL_PUBLIC_URL")

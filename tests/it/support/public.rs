@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{daemon::Daemon, database::HASH_KEY, installation::PUBLIC_URL, mail::Mail};
+use super::{daemon::Daemon, database::HASH_KEY, installation::PUBLIC_URL, mail::Mail, webhook::public_limits};
 
 /// What a mail provider posts.
 pub const ONE_CLICK: &str = "List-Unsubscribe=One-Click";
@@ -59,7 +59,8 @@ impl Public {
         let address = listener.local_addr().expect("it is bound");
         let stop = CancellationToken::new();
         let public = http::public::Public { feedback: None, unsubscribe: Some(Arc::new(desk)) };
-        tokio::spawn(http::public::serve(listener, public, stop.clone()));
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        tokio::spawn(http::public::serve(listener, public, public_limits(), metrics, stop.clone()));
         Self { address, http: client(), _stop: Some(stop.drop_guard()) }
     }
 

@@ -13,7 +13,7 @@ use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use postrider::{
-    config::SnsConfig,
+    config::{Environment, ListenerConfig, Settings, SnsConfig},
     feedback::{fetch::Resolve, front_door::FrontDoor, sns::SignatureVersion, topic::TopicArn},
     http::{self, public::Public},
     metrics::Metrics,
@@ -193,6 +193,11 @@ impl Resolve for Signposts {
     }
 }
 
+/// The public listener's limits when nothing is set.
+pub fn public_limits() -> ListenerConfig {
+    Settings::read(&Environment::default(), None).http().expect("defaults are sound").webhook
+}
+
 /// The settings of a front door that fetches its certificates.
 pub fn fetching(ca_file: PathBuf) -> SnsConfig {
     SnsConfig {
@@ -237,7 +242,7 @@ impl Webhook {
         let url = format!("http://{}/api/v1/email/webhook", listener.local_addr().expect("it is bound"));
         let stop = CancellationToken::new();
         let public = Public { feedback: Some(Arc::new(door)), unsubscribe: None };
-        tokio::spawn(http::public::serve(listener, public, stop.clone()));
+        tokio::spawn(http::public::serve(listener, public, public_limits(), Arc::clone(&metrics), stop.clone()));
         Self { database, metrics, url, http: reqwest::Client::new(), _stop: stop.drop_guard() }
     }
 

@@ -21,12 +21,14 @@ use super::{
     change::{self, object},
     csrf,
     frame::subject,
-    is_admin, locale_choice, page,
+    is_admin, locale_choice,
 };
 use crate::{
     config::Role,
     http::{
-        Admin, params,
+        Admin,
+        pages::layout::page_to_edit,
+        params,
         problem::Problem,
         templates::{key_of, unknown, use_it_here},
     },
@@ -330,7 +332,7 @@ fn editor(
             }
         }
     };
-    page(session, Section::Templates, &title, &body)
+    page_to_edit(session, Section::Templates, &title, &body)
 }
 
 /// The partials of both parts; `begin` is what begins their fields' names besides.
