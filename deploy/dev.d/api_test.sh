@@ -1,20 +1,6 @@
 # The API tried by a generator of requests, with every role's token and with none.
 # shellcheck shell=bash
 
-# Made anew whenever the pinned versions change.
-api_test_tools() {
-  local pinned="$root/deploy/dev.d/api/requirements.txt" venv="$state/api-test" begun
-  begun=$(now_ms)
-  if ! cmp -s "$pinned" "$venv/requirements.txt"; then
-    rm -rf "$venv"
-    "$system_python" -m venv "$venv" &&
-      "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$pinned" ||
-      die "the generator of requests could not be installed into $venv"
-    cp "$pinned" "$venv/requirements.txt"
-    done_in "$begun" "generator of requests installed"
-  fi
-}
-
 # Something of every kind, and the description as the daemon gives it.
 api_test_fill() {
   local begun

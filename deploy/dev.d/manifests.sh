@@ -1,20 +1,6 @@
 # What is shipped beside the program, read by those who will read it: schemas, promtool, systemd. Nothing of it is installed.
 # shellcheck shell=bash
 
-# Made anew whenever the pinned versions change.
-manifests_tools() {
-  local pinned="$root/deploy/dev.d/manifests/requirements.txt" venv="$state/manifests" begun
-  begun=$(now_ms)
-  if ! cmp -s "$pinned" "$venv/requirements.txt"; then
-    rm -rf "$venv"
-    "$system_python" -m venv "$venv" &&
-      "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$pinned" ||
-      die "the readers of schemas could not be installed into $venv"
-    cp "$pinned" "$venv/requirements.txt"
-    done_in "$begun" "readers of schemas installed"
-  fi
-}
-
 # promtool of the distribution's package, without the service that the package would set up.
 promtool_path() {
   local folder="$state/prometheus"

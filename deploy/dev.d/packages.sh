@@ -51,3 +51,16 @@ install_missing() {
   missing=()
   done_in "$begun" "packages installed"
 }
+
+# python_tools NAME PINNED WHAT: what a file of pinned versions asks for, in $state/NAME; made anew whenever the file changes
+python_tools() {
+  local venv="$state/$1" pinned=$2 begun
+  begun=$(now_ms)
+  if cmp -s "$pinned" "$venv/requirements.txt"; then return; fi
+  rm -rf "$venv"
+  "$system_python" -m venv "$venv" &&
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$pinned" ||
+    die "$3 could not be installed into $venv"
+  cp "$pinned" "$venv/requirements.txt"
+  done_in "$begun" "$3 installed"
+}

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Takes the steps of the Dockerfile beside it on a bare Debian tree, where no container engine can be had.
 
-    sudo deploy/docker/replay.py FOLDER
+    sudo deploy/docker/replay.py FOLDER [NAME=VALUE...]
 
 Needs root, debootstrap, and a Rust toolchain on this machine, which stands in for the rust image's: it is lent to the stage by
-bind mounts. Knows FROM, COPY, RUN, ENV and WORKDIR as the Dockerfile uses them; the last stage ends up in FOLDER/image, and its
-contents and size are printed. RUN gets this machine's settings for proxies, certificates and registries, as a build behind a
-proxy would.
+bind mounts. Knows FROM, ARG, COPY, RUN, ENV, LABEL and WORKDIR as the Dockerfile uses them; NAME=VALUE stands for --build-arg.
+The last stage ends up in FOLDER/image; its contents with their sizes and the program's SHA-256 are printed, and FOLDER/image.json
+keeps what the Dockerfile says about it. RUN gets this machine's settings for proxies, certificates and registries, as a build
+behind a proxy would.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -19,8 +21,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Settings of this machine's network that a build inherits.
-NETWORK = re.compile(r"(?i)(https?|no)_proxy|ssl_cert_file|cargo_.*")
+# Settings of this machine's network that a build inherits, and how many jobs it may run.
+NETWORK = re.compile(r"(?i)(https?|no)_proxy|ssl_cert_file|cargo_(http|net|registries|registry|source)_.*|cargo_build_jobs")
 
 
 def run(*command, **more):
@@ -38,6 +40,7 @@ def instructions(text):
 class Stage:
     def __init__(self, folder, image):
         self.folder, self.variables, self.workdir, self.mounts = folder, {}, "/", []
+        self.arguments, self.labels = {}, {}
         folder.mkdir(parents=True, exist_ok=True)
         if image != "scratch":
             suite = image.rsplit("-", 1)[-1]
@@ -68,7 +71,7 @@ class Stage:
             if re.fullmatch(r"(?i)ssl_cert_file|cargo_http_cainfo", name):
                 network[name] = "/etc/replay-ca.pem"
         path = "/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        variables = {"PATH": path, "HOME": "/root", **network, **self.variables}
+        variables = {"PATH": path, "HOME": "/root", **network, **self.arguments, **self.variables}
         run("chroot", self.folder, "/bin/sh", "-ec", f"cd {self.workdir}\n{line}", env=variables)
 
     def copy(self, rest, stages):
@@ -94,7 +97,7 @@ class Stage:
         return path
 
 
-def replay(folder):
+def replay(folder, given):
     stages, stage, name = {}, None, ""
     kept = []
     try:
@@ -111,6 +114,13 @@ def replay(folder):
                 case "ENV":
                     key, _, value = rest.partition("=")
                     stage.variables[key] = value
+                case "ARG":
+                    key, _, value = rest.partition("=")
+                    stage.arguments[key] = given.get(key, value)
+                case "LABEL":
+                    for pair in shlex.split(rest):
+                        key, _, value = pair.partition("=")
+                        stage.labels[key] = re.sub(r"\$(\w+)", lambda name: stage.arguments[name[1]], value)
                 case "COPY":
                     stage.copy(rest, stages)
                 case "RUN":
@@ -123,8 +133,9 @@ def replay(folder):
     return stage, kept
 
 
-def main(folder):
-    image, kept = replay(pathlib.Path(folder).resolve())
+def main(folder, given):
+    folder = pathlib.Path(folder).resolve()
+    image, kept = replay(folder, given)
     files = sorted(path for path in image.folder.rglob("*") if path.is_file() and not path.is_symlink())
     templates = image.folder / "usr/share/postrider/templates"
     total = 0
@@ -136,10 +147,13 @@ def main(folder):
     inside = [path for path in files if templates in path.parents]
     print(f"{sum(path.stat().st_size for path in inside):>12,}  /usr/share/postrider/templates ({len(inside)} files)")
     print(f"{total:>12,}  bytes in {len(files)} files")
-    print(json.dumps(dict(kept) | {"ENV": image.variables}))
+    program = (image.folder / "usr/local/bin/postrider").read_bytes()
+    print(f"{hashlib.sha256(program).hexdigest()}  /usr/local/bin/postrider")
+    told = dict(kept) | {"ENV": image.variables, "LABEL": image.labels}
+    (folder / "image.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2 or not all("=" in word for word in sys.argv[2:]):
         sys.exit(__doc__)
-    main(sys.argv[1])
+    main(sys.argv[1], dict(word.split("=", 1) for word in sys.argv[2:]))
