@@ -49,6 +49,9 @@ mod retention;
 /// `postrider metrics`.
 mod metrics;
 
+/// `postrider migrate`.
+mod migrate;
+
 /// `postrider check`.
 mod check;
 
@@ -65,6 +68,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     app,
     config::{AttachmentConfig, Environment, Faults, LogConfig, LogFormat, Settings, StoreConfig},
+    core_dumps,
     email::EmailAddress,
     service_manager,
     store::Store,
@@ -150,7 +154,7 @@ enum Command {
     /// Describe every metric that a daemon serves and pushes.
     Metrics(metrics::Args),
     /// Bring the database's schema up to date.
-    Migrate,
+    Migrate(migrate::Args),
     /// Check settings, broker, database and relays, and say what is wrong.
     Check,
     /// Ask the running daemon whether it is alive, or ready; for probes of containers.
@@ -184,10 +188,17 @@ struct Session {
 
 /// Runs a command line; everything it has to say is printed.
 pub async fn main(cli: Cli) -> ExitCode {
-    let settings = Settings::read(&Environment::of_process(), cli.config.as_deref());
+    let environment = Environment::of_process();
+    if !environment.allows_core_dumps()
+        && let Err(error) = core_dumps::forbid()
+    {
+        eprintln!("postrider: core dumps cannot be forbidden ({error})");
+    }
+    let settings = Settings::read(&environment, cli.config.as_deref());
+    drop(environment);
     let context = Session { settings, is_json: cli.json || cli.output == OutputFormat::Json };
     let done = match cli.command {
-        Command::Run => Box::pin(run(&context)).await,
+        Command::Run => Box::pin(run(context)).await,
         Command::Publish(args) => publish::run(&context, args).await,
         Command::Templates(command) => templates::run(&context, command).await,
         Command::Messages(args) => audit::messages(&context, args).await,
@@ -198,7 +209,7 @@ pub async fn main(cli: Cli) -> ExitCode {
         Command::Lanes(args) => lanes::run(&context, args).await,
         Command::Retention(command) => retention::run(&context, command).await,
         Command::Metrics(args) => metrics::run(&context, &args),
-        Command::Migrate => migrate(&context).await,
+        Command::Migrate(args) => migrate::run(&context, args).await,
         Command::Check => check::run(&context).await,
         Command::Health(args) => health::run(&context, args).await,
     };
@@ -281,8 +292,10 @@ impl Session {
     }
 }
 
-async fn run(context: &Session) -> anyhow::Result<ExitCode> {
+async fn run(context: Session) -> anyhow::Result<ExitCode> {
     let config = context.settings.config()?;
+    // As they were written, secrets are not needed any more.
+    drop(context);
     telemetry::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!(warning);
@@ -299,21 +312,6 @@ async fn run(context: &Session) -> anyhow::Result<ExitCode> {
         signalled.cancel();
     });
     Ok(Box::pin(app::run(config, stop)).await?)
-}
-
-async fn migrate(context: &Session) -> anyhow::Result<ExitCode> {
-    context.log_quietly();
-    let store = Session::connect(&context.keyless()?).await?;
-    let missing = store.migrations_missing().await?;
-    store.migrate().await.context("the schema could not be brought up to date; what was applied before stays")?;
-    if context.is_json {
-        Session::print_json(&serde_json::json!({ "applied": missing }))?;
-    } else if missing.is_empty() {
-        outln!("The schema is up to date.");
-    } else {
-        outln!("Applied: {}.", missing.join(", "));
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A table for people: left-aligned, no frame, one line a row.

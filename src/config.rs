@@ -108,6 +108,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Traces and metrics that are pushed.
     pub telemetry: TelemetryConfig,
+    /// `POSTRIDER_CORE_DUMPS`: whether a daemon that dies may leave its memory on the disk (no).
+    pub core_dumps: bool,
     /// What is odd but not wrong, such as a name that looks like a setting and is none; for the log at start.
     pub warnings: Vec<String>,
 }
@@ -129,6 +131,8 @@ pub struct BrokerConfig {
     pub url: SecretString,
     /// `AMQP_CA_FILE`: certificates to trust besides the system's, PEM.
     pub ca_file: Option<PathBuf>,
+    /// `AMQP_CLIENT_CERT_FILE` and `AMQP_CLIENT_KEY_FILE`: how we show ourselves to an `amqps://` broker.
+    pub identity: Option<BrokerIdentity>,
     /// `AMQP_QUEUE_TYPE`: what lanes, dead-letter and unrouted queues are.
     pub queue_type: QueueType,
     /// `AMQP_TOPOLOGY`.
@@ -139,6 +143,15 @@ pub struct BrokerConfig {
     pub ladders: PerLane<Vec<Duration>>,
     /// `DEAD_LETTER_ARCHIVE`: whether dead letters are moved into the database.
     pub archive: bool,
+}
+
+/// A certificate of our own, PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerIdentity {
+    /// The certificate, with those between it and its authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 /// Kind of the lane queues.

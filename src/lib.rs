@@ -8,8 +8,8 @@
 //!
 //! The modules below stand in reading order. Dependencies point one way: the vocabulary ([`email`], [`retry`]) knows
 //! nobody; each door ([`broker`], [`store`], [`smtp`], [`templates`], [`wire`], [`mime`], [`objects`]) knows the vocabulary,
-//! its part of the settings and one outside library, never another door, but that the store may keep files in objects; the
-//! pipeline's stages know the doors they need; [`app`] knows all.
+//! its part of the settings and one outside library, never another door, but that the store may keep files in objects, and
+//! that those which speak TLS share whom they trust; the pipeline's stages know the doors they need; [`app`] knows all.
 
 pub mod pipeline;
 
@@ -28,6 +28,8 @@ pub mod templates;
 pub mod mime;
 
 pub mod objects;
+
+mod tls;
 
 pub mod wire;
 
@@ -64,6 +66,8 @@ pub mod telemetry;
 pub mod service_manager;
 
 pub mod faults;
+
+pub mod core_dumps;
 
 pub mod config;
 

@@ -12,6 +12,9 @@ pub mod fault;
 /// Whether the database can be asked.
 mod health;
 
+/// A certificate of the database that was refused.
+mod certificate;
+
 /// Gathers calls into batches.
 mod gather;
 
@@ -89,6 +92,9 @@ pub mod sessions;
 
 /// Forgetting persons and deleting records.
 pub mod retention;
+
+/// What the daemon's role may do.
+pub mod grants;
 
 /// What daemons tell each other.
 pub mod told;
@@ -244,6 +250,9 @@ impl Store {
             Ok(Ok(connection)) => {
                 drop(connection.close().await);
                 Ok(())
+            }
+            Ok(Err(sqlx::Error::Io(error))) if fault::is_tls(&error) => {
+                Err(StoreError::Away(certificate::words(&error, options.get_host(), options.get_port()).await))
             }
             Ok(Err(sqlx::Error::Io(error))) => Err(StoreError::Away(format!(
                 "nothing answers at {}:{} ({error}); check host and port, and whether PostgreSQL runs",

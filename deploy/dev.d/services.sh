@@ -40,11 +40,24 @@ rabbit_code_path() { # rabbit_code_path BASE
   if ((${#found[@]} > 0)); then echo "-pa ${found[*]}"; fi
 }
 
-rabbit_home() { # rabbit_home NAME OWNER DIRECTORY: everything the broker reads before it starts
-  local name=$1 owner=$2 home=$3
-  mkdir -p "$home"/{conf.d,data,log,generated}
+# rabbit_home NAME OWNER DIRECTORY HOME: everything the broker reads before it starts; HOME is DIRECTORY as it sees it
+rabbit_home() {
+  local name=$1 owner=$2 home=$3 seen=$4
+  mkdir -p "$home"/{conf.d,data,log,generated,tls}
+  cp "$state"/tls/{ca.pem,server.pem,server.key} "$home/tls/"
   cat >"$home/rabbitmq.conf" <<CONF
 listeners.tcp.1 = 127.0.0.1:$(port "$name-amqp")
+listeners.ssl.1 = 127.0.0.1:$(port "$name-amqps")
+ssl_options.cacertfile = $seen/tls/ca.pem
+ssl_options.certfile = $seen/tls/server.pem
+ssl_options.keyfile = $seen/tls/server.key
+# Whoever shows a certificate must have one of ours; it may stand for user and password.
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = AMQPLAIN
+auth_mechanisms.3 = EXTERNAL
 management.tcp.ip = 127.0.0.1
 management.tcp.port = $(port "$name-http")
 default_user = dev
@@ -54,7 +67,7 @@ disk_free_limit.absolute = 100MB
 # Tests look at queue depths: the default of five seconds would make them wait for it.
 collect_statistics_interval = 1000
 CONF
-  echo '[rabbitmq_management].' >"$home/enabled_plugins"
+  echo '[rabbitmq_auth_mechanism_ssl,rabbitmq_management].' >"$home/enabled_plugins"
   rm -f "$home/.erlang.cookie" "$home/pid"
   (umask 077 && secret cookie >"$home/.erlang.cookie")
   chmod 400 "$home/.erlang.cookie"
@@ -84,7 +97,7 @@ broker_start() {
   shift 5
   begun=$(now_ms)
   stop "$name-epmd"
-  rabbit_home "$name" "$owner" "$base$home"
+  rabbit_home "$name" "$owner" "$base$home" "$home"
   rabbit_settings "$name" "$base" "$home"
   # epmd would be started by the broker as well, but then nobody would stop it.
   spawn "$name-epmd" "$user" "${rabbit_env[@]}" "$@" epmd
@@ -128,6 +141,7 @@ rabbit_control() { # rabbit_control NAME COMMAND...: rabbitmqctl with the privat
   esac
 }
 
+amqps_url() { echo "amqps://dev:$(secret rabbit)@localhost:$(port "$1-amqps")"; }
 amqp_url() { echo "amqp://dev:$(secret rabbit)@127.0.0.1:$(port "$1-amqp")"; }
 rabbit_api() { echo "http://dev:$(secret rabbit)@127.0.0.1:$(port "$1-http")"; }
 
@@ -143,10 +157,26 @@ postgres_psql() { # postgres_psql DATABASE ARGUMENT...
     -h 127.0.0.1 -p "$(port postgres)" -U postrider -d "$database" "$@"
 }
 
-database_url() { echo "postgres://postrider:$(secret postgres)@127.0.0.1:$(port postgres)/$1"; }
+# In plain, as one would on one machine: TLS is for the tests that are about it.
+database_url() { echo "postgres://postrider:$(secret postgres)@127.0.0.1:$(port postgres)/$1?sslmode=disable"; }
+
+# TLS, and a user whom a certificate lets in; also for a server that was started before, since a reload is enough.
+postgres_tls() {
+  local user data="$state/postgres"
+  [[ ! $data/server.crt -nt $state/tls/server.pem ]] || return 0
+  user=$(service_user postgres)
+  install -m 644 "$state/tls/ca.pem" "$data/root.crt"
+  (umask 077 && cat "$state/tls/server.key" >"$data/server.key")
+  grep -q '^hostssl.* cert$' "$data/pg_hba.conf" ||
+    sed -i '1i hostssl all postrider_certificate 127.0.0.1/32 cert' "$data/pg_hba.conf"
+  install -m 644 "$state/tls/server.pem" "$data/server.crt"
+  if ((EUID == 0)); then chown "$user" "$data"/{root.crt,server.key,server.crt,pg_hba.conf}; fi
+  postgres_psql postgres -c "alter system set ssl_ca_file = 'root.crt'" -c 'alter system set ssl = on' \
+    -c 'select pg_reload_conf()' >/dev/null
+}
 
 postgres_start() {
-  alive postgres && return
+  if alive postgres; then postgres_tls; return; fi
   local begun user bin data="$state/postgres"
   begun=$(now_ms)
   user=$(service_user postgres)
@@ -170,6 +200,7 @@ postgres_start() {
     -c unix_socket_directories= -c max_connections=400 -c shared_buffers=256MB -c jit=off -c timezone=UTC \
     -c max_wal_size=2GB -c log_min_messages=warning -c log_checkpoints=off -c log_min_error_statement=panic
   wait_for postgres 60 postgres_psql postgres -c 'select 1' || return 1
+  postgres_tls || return 1
   done_in "$begun" "PostgreSQL $("$bin/postgres" -V | sed 's/[^0-9]*\([0-9.]*\).*/\1/') on port $(port postgres)"
 }
 
@@ -183,9 +214,15 @@ postgres_create() { # postgres_create DATABASE: unless it is there
 # python3-aiosmtpd belongs to the distribution's Python, which need not be the first on the PATH.
 system_python=/usr/bin/python3
 
-certificates() { # a private CA and a certificate for this machine's loopback
+# One at a time, whoever asks.
+certificates() { (exec 9>"$state/run/certificates.lock" && flock 9 && make_certificates); }
+
+make_certificates() { # a private CA, a certificate for this machine's loopback, and one that stands for a user
   local dir="$state/tls"
-  [[ -s $dir/server.pem ]] && openssl x509 -checkend 86400 -noout -in "$dir/server.pem" >/dev/null && return
+  if [[ -s $dir/server.pem ]] && openssl x509 -checkend 86400 -noout -in "$dir/server.pem" >/dev/null; then
+    [[ -s $dir/client.pem ]] || client_certificate
+    return
+  fi
   rm -rf "$dir"
   mkdir -m 755 "$dir"
   (
@@ -201,13 +238,26 @@ certificates() { # a private CA and a certificate for this machine's loopback
     openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -extfile server.ext \
       -out server.pem
   ) >"$state/log/certificates.log" 2>&1 || { cat "$state/log/certificates.log" >&2; return 1; }
+  client_certificate
+}
+
+# For the user postrider_certificate, of the broker and of the database.
+client_certificate() {
+  (
+    umask 077
+    cd "$state/tls"
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj '/CN=postrider_certificate' \
+      -keyout client.key -out client.csr
+    printf '%s\n' 'basicConstraints=critical,CA:FALSE' 'extendedKeyUsage=clientAuth' >client.ext
+    openssl x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -extfile client.ext \
+      -out client.pem
+  ) >"$state/log/certificates.log" 2>&1 || { cat "$state/log/certificates.log" >&2; return 1; }
 }
 
 mail_start() {
   alive mail && return
   local begun
   begun=$(now_ms)
-  certificates
   mkdir -p "$state/mail"
   spawn mail "$(id -un)" MAIL_PASSWORD="$(secret smtp)" "$system_python" "$root/deploy/dev.d/mail.py" \
     --directory "$state/mail" --port "$(port smtp)" --tls-port "$(port smtp-tls)" --user dev \
@@ -223,7 +273,7 @@ mail_answers() { ! port_is_free "$(port smtp)" && ! port_is_free "$(port smtp-tl
 service_ports() { # service_ports NAME
   local wanted
   case $1 in
-    rabbit | rabbit4) wanted="$1-amqp $1-dist $1-epmd $1-http" ;;
+    rabbit | rabbit4) wanted="$1-amqp $1-amqps $1-dist $1-epmd $1-http" ;;
     mail) wanted="smtp smtp-tls" ;;
     daemon) wanted="admin webhook" ;;
     *) wanted=$1 ;;
@@ -236,7 +286,13 @@ services_start() {
   local name jobs=() failed=0
   # The tree of 4.0 can take minutes to make, which is too long to hold a lock for.
   if [[ " $* " == *" rabbit4 "* ]]; then tree_make || return 1; fi
+  certificates || return 1
   for name in "$@"; do
+    # One that an earlier version of this started, without TLS.
+    if [[ $name == rabbit* && ! -s $state/ports/$name-amqps ]] && alive "$name"; then
+      services_stop "$name"
+      service_ports "$name"
+    fi
     (lock "$name"; "${name}_start") &
     jobs+=($!)
   done

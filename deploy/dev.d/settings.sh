@@ -14,6 +14,9 @@ test_settings() {
   export_line TEST_SMTP_USER dev
   export_line TEST_SMTP_PASSWORD "$(secret smtp)"
   export_line TEST_SMTP_CA "$state/tls/ca.pem"
+  export_line TEST_AMQPS_URL "$(amqps_url "$1")"
+  export_line TEST_CLIENT_CERT "$state/tls/client.pem"
+  export_line TEST_CLIENT_KEY "$state/tls/client.key"
   export_line TEST_MAIL_DIR "$state/mail"
   # For tests that need a service to go away: CONTROL service NAME stop|start|restart|alarm-on|alarm-off
   export_line TEST_SERVICE_CONTROL "$root/deploy/dev"
@@ -52,6 +55,8 @@ daemon_settings() {
   export_line EMAIL_SUPPORT_EMAIL support@rgz.bj
   export_line EMAIL_P0_SOURCES incident
   export_line LOG_FORMAT text
+  # A process that may not be dumped hides its environment, by whose mark it is known here.
+  export_line POSTRIDER_CORE_DUMPS on
 }
 
 write_test_settings() { # write_test_settings BROKER

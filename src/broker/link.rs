@@ -4,7 +4,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use lapin::{Connection, ConnectionProperties, ErrorKind, tcp::OwnedTLSConfig};
+use lapin::{
+    Connection, ConnectionProperties, ErrorKind,
+    tcp::{AMQPUriTcpExt, RustlsConnector, TLSConfig},
+    uri::{AMQPAuthority, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism},
+};
+use rustls::{
+    ClientConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Mutex, watch};
 use tokio_retry::{
@@ -12,7 +20,10 @@ use tokio_retry::{
     strategy::{ExponentialBackoff, jitter},
 };
 
-use crate::config::BrokerConfig;
+use crate::{
+    config::{BrokerConfig, BrokerIdentity},
+    tls::{self, Peer},
+};
 
 /// Longest wait for TCP, TLS and the AMQP handshake together: lapin limits the first only.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -20,6 +31,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 /// Seconds after which a silent peer counts as gone, unless the URL says otherwise.
 const HEARTBEAT_SECONDS: u16 = 20;
+const BROKER: Peer = Peer {
+    who: "the broker",
+    host: "AMQP_URL",
+    authorities: "AMQP_CA_FILE",
+    own: Some("AMQP_CLIENT_CERT_FILE"),
+    no_tls: "amqps:// in AMQP_URL means the broker's port for TLS, 5671 as a rule",
+};
 
 /// What can go wrong at the broker.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +59,9 @@ pub enum BrokerError {
     /// The URL cannot be used.
     #[error("AMQP_URL: {0}")]
     Url(String),
-    /// A file that a setting names cannot be read.
-    #[error("AMQP_CA_FILE: {0}")]
-    CaFile(std::io::Error),
+    /// TLS cannot be set up as the settings say.
+    #[error("{0}")]
+    Tls(String),
     /// An exchange or queue exists with other arguments, or may not be touched.
     #[error("{0}")]
     Topology(String),
@@ -76,7 +94,7 @@ impl BrokerError {
             Self::Unreachable(_)
             | Self::TimedOut { .. }
             | Self::Url(_)
-            | Self::CaFile(_)
+            | Self::Tls(_)
             | Self::Topology(_)
             | Self::NotTaken(_) => false,
         }
@@ -120,8 +138,10 @@ pub enum LinkState {
 
 /// One connection, for one purpose.
 pub struct Link {
-    url: String,
-    ca_pem: Option<String>,
+    /// Parsed for each attempt only, so that no other copy of the password stays here.
+    url: SecretString,
+    /// For `amqps://`.
+    tls: Option<Arc<ClientConfig>>,
     purpose: Purpose,
     current: Mutex<Option<Arc<Connection>>>,
     state: watch::Sender<LinkState>,
@@ -131,11 +151,19 @@ impl Link {
     /// Prepares a connection; nothing is opened yet.
     ///
     /// # Errors
-    /// When the URL is not an AMQP URL, or the file of certificates cannot be read.
+    /// When the URL is not an AMQP URL, or a file of certificates or the key cannot be used.
     pub fn new(config: &BrokerConfig, purpose: Purpose) -> Result<Self, BrokerError> {
-        let ca_pem = config.ca_file.as_ref().map(std::fs::read_to_string).transpose().map_err(BrokerError::CaFile)?;
-        let url = with_heartbeat(&config.url)?;
-        Ok(Self { url, ca_pem, purpose, current: Mutex::new(None), state: watch::Sender::new(LinkState::Untried) })
+        let tls = match parse(&config.url)?.scheme {
+            AMQPScheme::AMQP => None,
+            AMQPScheme::AMQPS => Some(Arc::new(client(config)?)),
+        };
+        Ok(Self {
+            url: config.url.clone(),
+            tls,
+            purpose,
+            current: Mutex::new(None),
+            state: watch::Sender::new(LinkState::Untried),
+        })
     }
 
     /// What it is called in logs, in readiness and in the broker's own pages.
@@ -186,33 +214,27 @@ impl Link {
     pub async fn connect_once(&self) -> Result<Connection, BrokerError> {
         let properties =
             ConnectionProperties::default().with_connection_name(self.purpose.connection_name().to_owned().into());
-        let tls = OwnedTLSConfig { identity: None, cert_chain: self.ca_pem.clone() };
-        let connecting =
-            Connection::connect_with_config(&self.url, properties, tls, lapin::runtime::default_runtime()?);
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(made) => made.map_err(|error| self.explain(error)),
+        let uri = parse(&self.url)?;
+        let (host, port) = (uri.authority.host.clone(), uri.authority.port);
+        let has_password = uri.query.auth_mechanism != Some(SASLMechanism::External);
+        let tls = self.tls.clone();
+        let runtime = lapin::runtime::default_runtime()?;
+        let dial = async move |uri: AMQPUri, runtime| {
+            let AMQPAuthority { host, port, .. } = uri.authority;
+            // Who we are is told later, and not needed here.
+            let userinfo = AMQPUserInfo { username: String::new(), password: String::new() };
+            let authority = AMQPAuthority { userinfo, host: host.clone(), port };
+            let place = AMQPUri { authority, ..AMQPUri::default() };
+            let stream = place.connect_with_config_async(TLSConfig::default(), &runtime).await?;
+            match &tls {
+                Some(tls) => Ok(stream.into_rustls(&RustlsConnector::from(Arc::clone(tls)), &host).await?),
+                None => Ok(stream),
+            }
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connector(uri, runtime, dial, properties)).await {
+            Ok(made) => made.map_err(|error| explain(error, &host, port, has_password)),
             Err(_) => Err(BrokerError::TimedOut { limit: CONNECT_TIMEOUT, doing: "connecting" }),
         }
-    }
-
-    /// Why there is no connection, and what to do, where the broker or the system says so clearly.
-    fn explain(&self, error: lapin::Error) -> BrokerError {
-        let place = url::Url::parse(&self.url).ok();
-        let host = place.as_ref().and_then(url::Url::host_str).unwrap_or("?").to_owned();
-        let port = place.as_ref().and_then(url::Url::port).unwrap_or(5672);
-        let words = match error.kind() {
-            ErrorKind::IOError(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
-                format!("nothing listens at {host}:{port}; check host and port, and whether RabbitMQ runs")
-            }
-            ErrorKind::ProtocolError(said) if said.get_id() == 403 => {
-                format!("the broker at {host}:{port} refuses the user or the password")
-            }
-            ErrorKind::ProtocolError(said) if said.get_id() == 530 => {
-                format!("the broker at {host}:{port} does not give us this virtual host: {}", said.get_message())
-            }
-            _ => return BrokerError::Amqp(error),
-        };
-        BrokerError::Unreachable(words)
     }
 
     /// Lets this connection go, which does not answer, without waiting for it to say goodbye. One that has taken its place
@@ -235,11 +257,84 @@ impl Link {
     }
 }
 
-/// Adds a heartbeat to the URL unless it has one: without it a peer that vanished is noticed by nobody.
-fn with_heartbeat(url: &SecretString) -> Result<String, BrokerError> {
-    let mut url = url::Url::parse(url.expose_secret()).map_err(|error| BrokerError::Url(error.to_string()))?;
-    if !url.query_pairs().any(|(name, _)| name == "heartbeat") {
-        url.query_pairs_mut().append_pair("heartbeat", &HEARTBEAT_SECONDS.to_string());
+/// Why there is no connection, and what to do, where the broker or the system says so clearly.
+fn explain(error: lapin::Error, host: &str, port: u16, has_password: bool) -> BrokerError {
+    let words = match error.kind() {
+        ErrorKind::IOError(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
+            format!("nothing listens at {host}:{port}; check host and port, and whether RabbitMQ runs")
+        }
+        ErrorKind::IOError(io) => match tls::words(io, &BROKER) {
+            Some(words) => words,
+            None => return BrokerError::Amqp(error),
+        },
+        ErrorKind::ProtocolError(said) if said.get_id() == 403 && !has_password => format!(
+            "the broker at {host}:{port} does not take our certificate for a user's: AMQP_CLIENT_CERT_FILE must name one \
+             that its authorities have signed and whose name is a user there"
+        ),
+        ErrorKind::ProtocolError(said) if said.get_id() == 403 => {
+            format!("the broker at {host}:{port} refuses the user or the password")
+        }
+        ErrorKind::ProtocolError(said) if said.get_id() == 530 => {
+            format!("the broker at {host}:{port} does not give us this virtual host: {}", said.get_message())
+        }
+        _ => return BrokerError::Amqp(error),
+    };
+    BrokerError::Unreachable(words)
+}
+
+/// The URL, with a heartbeat unless it has one: without it a peer that vanished is noticed by nobody.
+fn parse(url: &SecretString) -> Result<AMQPUri, BrokerError> {
+    let mut uri: AMQPUri = url.expose_secret().parse().map_err(BrokerError::Url)?;
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+    // The library takes an IPv6 address for no host at all, and would connect to this machine instead.
+    let host = url::Url::parse(url.expose_secret()).ok().and_then(|url| url.host_str().map(str::to_owned));
+    if let Some(address) = host.as_deref().and_then(|host| host.strip_prefix('[')?.strip_suffix(']')) {
+        uri.authority.host = address.to_owned();
     }
-    Ok(url.into())
+    Ok(uri)
+}
+
+/// Our side of TLS towards the broker.
+fn client(config: &BrokerConfig) -> Result<ClientConfig, BrokerError> {
+    let mut roots = tls::system_authorities();
+    if let Some(path) = &config.ca_file {
+        let added = tls::add_authorities(&mut roots, path);
+        let added =
+            added.map_err(|error| BrokerError::Tls(format!("AMQP_CA_FILE: it cannot be read as PEM ({error})")))?;
+        if added == 0 {
+            return Err(BrokerError::Tls("AMQP_CA_FILE: it holds no usable certificate".to_owned()));
+        }
+    }
+    if roots.is_empty() {
+        let words = "this system has no certificate authorities; install ca-certificates or set AMQP_CA_FILE";
+        return Err(BrokerError::Tls(words.to_owned()));
+    }
+    let identity = config.identity.as_ref().map(identity).transpose()?;
+    tls::client(roots, identity).map_err(|error| {
+        let words = format!("AMQP_CLIENT_KEY_FILE: key and certificate cannot be used together ({error})");
+        BrokerError::Tls(words)
+    })
+}
+
+fn identity(files: &BrokerIdentity) -> Result<tls::Identity, BrokerError> {
+    let certificates = CertificateDer::pem_file_iter(&files.certificate).and_then(Iterator::collect);
+    let certificates = certificates
+        .map_err(|error| BrokerError::Tls(format!("AMQP_CLIENT_CERT_FILE: it cannot be read as PEM ({error})")))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key)
+        .map_err(|error| BrokerError::Tls(format!("AMQP_CLIENT_KEY_FILE: it cannot be read as PEM ({error})")))?;
+    Ok((certificates, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_ipv6_is_not_taken_for_this_machine() {
+        let uri = parse(&SecretString::from("amqps://user:secret@[2001:db8::1]/mail")).expect("a URL");
+        assert_eq!((uri.authority.host.as_str(), uri.authority.port), ("2001:db8::1", 5671));
+        assert_eq!(uri.query.heartbeat, Some(HEARTBEAT_SECONDS));
+        let uri = parse(&SecretString::from("amqp://broker.example?heartbeat=5")).expect("a URL");
+        assert_eq!((uri.authority.host.as_str(), uri.query.heartbeat), ("broker.example", Some(5)));
+    }
 }

@@ -1,8 +1,10 @@
 //! `postrider check`: is everything in order that a mail needs, and if not, what is wrong?
 
-use std::{process::ExitCode, sync::Arc};
+use std::{net::IpAddr, process::ExitCode, sync::Arc};
 
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
+use url::Url;
 
 use super::Session;
 use crate::{
@@ -45,8 +47,15 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
     findings.extend(config.dkim.iter().map(|key| signing(key)));
 
     let marks = if config.feedback_addr().is_some() { marks(&config).await } else { None };
-    let notes: Vec<String> =
-        config.warnings.iter().cloned().chain(in_database).chain(attachments(&config)).chain(marks).collect();
+    let notes: Vec<String> = config
+        .warnings
+        .iter()
+        .cloned()
+        .chain(unprotected(&config))
+        .chain(in_database)
+        .chain(attachments(&config))
+        .chain(marks)
+        .collect();
     let is_sound = findings.iter().all(|f| f.result.is_ok());
     if context.is_json {
         let items: Vec<Value> = findings
@@ -69,6 +78,33 @@ pub(super) async fn run(context: &Session) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Lines to other machines that anybody on the way could listen to, or answer.
+fn unprotected(config: &Config) -> Vec<String> {
+    let elsewhere = |url: &SecretString| {
+        let url = Url::parse(url.expose_secret()).ok()?;
+        let host = url.host_str().filter(|host| !host.is_empty())?.to_owned();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let is_here = bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        (!is_here).then_some((url, host))
+    };
+    let mut notes = Vec::new();
+    if let Some((url, host)) = elsewhere(&config.broker.url)
+        && url.scheme() == "amqp"
+    {
+        notes.push(format!("AMQP_URL: the password and every mail travel to {host} unencrypted; use amqps://"));
+    }
+    if let Some((url, host)) = elsewhere(&config.store.url) {
+        let mode = url.query_pairs().find(|(name, _)| name == "sslmode" || name == "ssl-mode");
+        let mode = mode.map_or_else(|| "prefer".to_owned(), |(_, mode)| mode.into_owned());
+        if !mode.starts_with("verify-") {
+            notes.push(format!(
+                "DATABASE_URL: with sslmode={mode} nobody makes sure that it is {host} who answers; use sslmode=verify-full"
+            ));
+        }
+    }
+    notes
 }
 
 /// What is allowed may still be unwise.
@@ -229,6 +265,13 @@ async fn database(config: &Config) -> Looked {
         Err(error) => Err(error.to_string()),
     };
     let mut notes = without_cap(config, &catalogue);
+    if let Ok(true) = store.may_change_schema().await {
+        notes.push(
+            "the role of DATABASE_URL may change the schema, which a daemon never does: give it one of its own \
+             (postrider migrate --grant-to ROLE)"
+                .to_owned(),
+        );
+    }
     notes.extend(marketing_note(&catalogue, &config.mail));
     Looked { database: Ok("reachable, schema up to date".to_owned()), templates, notes }
 }

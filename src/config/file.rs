@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use secrecy::zeroize::Zeroizing;
 use toml::{Table, Value};
 
 use super::{
@@ -35,6 +36,8 @@ const RELAY_KEYS: [&str; 11] = [
 ];
 /// Keys of `[[dkim]]`.
 const DKIM_KEYS: [&str; 3] = ["domain", "selector", "key_file"];
+/// Asked before the file is read.
+const NOT_IN_A_FILE: [&str; 2] = ["POSTRIDER_CONFIG", "POSTRIDER_CORE_DUMPS"];
 /// What the file may hold.
 const SHAPE: &str = "a TOML file of [settings], [lanes.fast], [lanes.standard], [lanes.bulk], [[relays]] and [[dkim]]";
 
@@ -58,7 +61,7 @@ pub(super) struct SettingsFile {
 /// One value, as the environment would have it.
 pub(super) struct FileValue {
     /// The value.
-    pub(super) text: String,
+    pub(super) text: Zeroizing<String>,
     /// Where it stands: `settings.smtp_port`.
     pub(super) key: String,
 }
@@ -76,6 +79,7 @@ impl SettingsFile {
     pub(super) fn read(named_by: &str, path: &Path) -> Self {
         let mut file = Self { path: path.display().to_string(), ..Self::default() };
         let parsed = std::fs::read_to_string(path)
+            .map(Zeroizing::new)
             .map_err(|error| format!("the file {} cannot be read: {error}", path.display()))
             .and_then(|text| parse(&text).map_err(|problem| format!("the file {} {problem}", path.display())));
         match parsed {
@@ -108,11 +112,14 @@ impl SettingsFile {
         for (key, value) in settings {
             let at = format!("settings.{key}");
             let name = key.to_uppercase();
-            if name == "POSTRIDER_CONFIG" || key.chars().any(char::is_uppercase) || known_name(&name).is_none() {
+            if NOT_IN_A_FILE.contains(&name.as_str())
+                || key.chars().any(char::is_uppercase)
+                || known_name(&name).is_none()
+            {
                 let known: Vec<String> = super::SETTINGS.iter().map(|setting| setting.name.to_lowercase()).collect();
                 self.unknown(&at, &key, &known.iter().map(String::as_str).collect::<Vec<_>>());
             } else {
-                self.put(name, &at, &value);
+                self.put(name, &at, value);
             }
         }
     }
@@ -125,7 +132,7 @@ impl SettingsFile {
                     for (key, value) in table {
                         let at = format!("{at}.{key}");
                         match LANE_KEYS.iter().find(|(known, _)| *known == key) {
-                            Some((_, stem)) => self.put(format!("{stem}_{}", lane.to_uppercase()), &at, &value),
+                            Some((_, stem)) => self.put(format!("{stem}_{}", lane.to_uppercase()), &at, value),
                             None => self.unknown(&at, &key, &LANE_KEYS.map(|(known, _)| known)),
                         }
                     }
@@ -149,7 +156,7 @@ impl SettingsFile {
                 let at = format!("{at}.{key}");
                 if !known.contains(&key.as_str()) {
                     self.unknown(&at, &key, known);
-                } else if let Some(text) = self.text(&at, &value) {
+                } else if let Some(text) = self.text(&at, value) {
                     values.insert(key, FileValue { text, key: at });
                 }
             }
@@ -158,7 +165,7 @@ impl SettingsFile {
         listed
     }
 
-    fn put(&mut self, name: String, at: &str, value: &Value) {
+    fn put(&mut self, name: String, at: &str, value: Value) {
         let Some(text) = self.text(at, value) else { return };
         if let Some(other) = self.values.get(&name) {
             let problem = format!("says the same as {}", other.key);
@@ -169,16 +176,20 @@ impl SettingsFile {
     }
 
     /// The value as the environment would have it; lists are joined by commas. Empty text counts as unset.
-    fn text(&mut self, at: &str, value: &Value) -> Option<String> {
+    fn text(&mut self, at: &str, value: Value) -> Option<Zeroizing<String>> {
+        let is_empty_list = matches!(&value, Value::Array(items) if items.is_empty());
         let text = match value {
-            Value::Array(items) if items.is_empty() => {
+            Value::Array(_) if is_empty_list => {
                 self.fault_in(at, "is an empty list", "a list with values; leave the key out for the default");
                 None
             }
-            Value::Array(items) => items.iter().map(scalar).collect::<Option<Vec<_>>>().map(|items| items.join(",")),
-            _ => scalar(value),
+            Value::Array(items) => {
+                let items: Option<Vec<_>> = items.into_iter().map(scalar).collect();
+                items.map(|items| Zeroizing::new(items.iter().map(|item| item.as_str()).collect::<Vec<_>>().join(",")))
+            }
+            value => scalar(value),
         };
-        if text.is_none() && !matches!(value, Value::Array(items) if items.is_empty()) {
+        if text.is_none() && !is_empty_list {
             self.fault_in(at, "is not a single value", "a string, a number, true or false, or a list of such");
         }
         text.filter(|text| !text.is_empty())
@@ -201,12 +212,12 @@ impl SettingsFile {
     }
 }
 
-fn scalar(value: &Value) -> Option<String> {
+fn scalar(value: Value) -> Option<Zeroizing<String>> {
     match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Integer(number) => Some(number.to_string()),
-        Value::Float(number) => Some(number.to_string()),
-        Value::Boolean(flag) => Some(flag.to_string()),
+        Value::String(text) => Some(Zeroizing::new(text)),
+        Value::Integer(number) => Some(number.to_string().into()),
+        Value::Float(number) => Some(number.to_string().into()),
+        Value::Boolean(flag) => Some(flag.to_string().into()),
         Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
     }
 }

@@ -31,6 +31,31 @@ const TOKEN_CHARS_MIN: usize = 16;
 /// With a link's last part it must stay one line of a mail.
 const PUBLIC_URL_CHARS_MAX: usize = 200;
 const SES_TAGS_MAX: usize = 10;
+/// What may stand behind the question mark of AMQP_URL.
+const AMQP_PARAMETERS: [&str; 5] = ["auth_mechanism", "heartbeat", "connection_timeout", "frame_max", "channel_max"];
+/// The same of DATABASE_URL.
+const DATABASE_PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "ssl-mode",
+    "ssl-root-cert",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "statement-cache-capacity",
+];
+/// As libpq has them.
+const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 /// One of a few words, whatever their case.
 pub(super) fn one_of<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Parsed<T> {
@@ -142,6 +167,17 @@ fn url(text: &str, schemes: [&str; 2]) -> Parsed<Url> {
     }
 }
 
+/// Each parameter of a URL's query must be known: what is misspelt would be passed over, or logged with its value by a library.
+fn parameters(url: &Url, known: &[&str]) -> Parsed<()> {
+    // Told by number: a password with an unescaped question mark becomes a parameter's name.
+    // `options[NAME]` sets NAME for the session.
+    let name = |name: &str| name.split('[').next().unwrap_or_default().to_owned();
+    match url.query_pairs().position(|(written, _)| !known.contains(&name(&written).as_str())) {
+        None => Ok(()),
+        Some(at) => Err(format!("has a parameter ({}) behind its ? that is not one of {}", at + 1, known.join(", "))),
+    }
+}
+
 /// Where the broker is.
 pub(super) fn amqp_url(text: &str) -> Parsed<SecretString> {
     let url = url(text, ["amqp", "amqps"])?;
@@ -151,12 +187,59 @@ pub(super) fn amqp_url(text: &str) -> Parsed<SecretString> {
     if url.path().trim_start_matches('/').contains('/') {
         return Err("names a virtual host with a slash, which must be written %2f".to_owned());
     }
+    parameters(&url, &AMQP_PARAMETERS)?;
+    for (name, value) in url.query_pairs() {
+        let is_sound = match name.as_ref() {
+            "auth_mechanism" => ["plain", "amqplain", "external"].iter().any(|known| value.eq_ignore_ascii_case(known)),
+            _ => {
+                value.parse::<u16>().is_ok()
+                    || (name == "frame_max" || name == "connection_timeout") && value.parse::<u32>().is_ok()
+            }
+        };
+        if !is_sound {
+            return Err(format!(
+                "has a parameter {name} that is not {}",
+                match name.as_ref() {
+                    "auth_mechanism" => "plain, amqplain or external",
+                    _ => "a number",
+                }
+            ));
+        }
+    }
+    if url.scheme() == "amqp" && is_external(&url) {
+        return Err("says auth_mechanism=external, which needs amqps://".to_owned());
+    }
     Ok(secret(text.trim()))
+}
+
+fn is_external(url: &Url) -> bool {
+    url.query_pairs().any(|(name, value)| name == "auth_mechanism" && value.eq_ignore_ascii_case("external"))
+}
+
+/// Whether a sound URL of the broker asks for TLS, and whether our certificate stands for user and password.
+pub(super) fn amqp_protection(url: &SecretString) -> (bool, bool) {
+    Url::parse(url.expose_secret()).map_or((false, false), |url| (url.scheme() == "amqps", is_external(&url)))
 }
 
 /// Where the database is. Without a host it is a socket, which the query names.
 pub(super) fn database_url(text: &str) -> Parsed<SecretString> {
-    url(text, ["postgres", "postgresql"]).map(|_| secret(text.trim()))
+    let url = url(text, ["postgres", "postgresql"])?;
+    parameters(&url, &DATABASE_PARAMETERS)?;
+    for (name, value) in url.query_pairs() {
+        match name.as_ref() {
+            "sslmode" | "ssl-mode" if !SSL_MODES.contains(&value.as_ref()) => {
+                return Err(format!("has a {name} that is not one of {}", SSL_MODES.join(", ")));
+            }
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" | "sslcert" | "ssl-cert" => {
+                ca_file(&value).map_err(|problem| format!("has a {name} that names a file which {problem}"))?;
+            }
+            "sslkey" | "ssl-key" => {
+                key_file(&value).map_err(|problem| format!("has an {name} that names a file which {problem}"))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(secret(text.trim()))
 }
 
 /// The key of the hash that stands for an address.
@@ -172,6 +255,15 @@ pub(super) fn ca_file(text: &str) -> Parsed<PathBuf> {
     let pem = content(Path::new(text))?;
     if !pem.contains("-----BEGIN CERTIFICATE-----") {
         return Err("holds no PEM certificate".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// A file with a private key that is there.
+pub(super) fn key_file(text: &str) -> Parsed<PathBuf> {
+    let pem = content(Path::new(text))?;
+    if !pem.contains("PRIVATE KEY-----") {
+        return Err("holds no PEM private key".to_owned());
     }
     Ok(PathBuf::from(text))
 }

@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
             (Err(fault), _) => Err(self.record(fault)),
             (Ok(Some(found)), _) => self.judge(&found, setting.help(), parse).map(Some),
             (Ok(None), Need::Default(text)) => {
-                let found = Found { text: text.to_owned(), label: name.to_owned(), printable: true };
+                let found = Found { text: text.to_owned().into(), label: name.to_owned(), printable: true };
                 self.judge(&found, setting.help(), parse).map(Some)
             }
             (Ok(None), Need::Required | Need::Optional) => Ok(None),

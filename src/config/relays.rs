@@ -9,7 +9,7 @@ use super::{
     file::ListedTable,
     parse::{self, Parsed},
     read::{Reader, Recorded, lane_name, secret},
-    source::{Found, content, known_name},
+    source::{Found, content, known_name, named},
 };
 use crate::email::{Lane, PerLane};
 
@@ -134,7 +134,9 @@ fn listed(r: &mut Reader<'_>, table: &ListedTable) -> Result<RelayConfig, Record
     let user = value(r, table, "user", accepts("SMTP_USER"), parse::line(256));
     let password = value(r, table, "password", accepts("SMTP_PASSWORD"), |text| Ok(secret(text)));
     let from_file = value(r, table, "password_file", "the path of a file with the password", |text| {
-        content(text.as_ref()).map(|password| secret(&password))
+        let password =
+            content(text.as_ref()).map_err(|problem| format!("names a file{} that {problem}", named(text.as_ref())));
+        password.map(|password| secret(&password))
     });
     let connections = PerLane::from_fn(|lane| connections(r, table, lane));
     let password = match (password, from_file) {

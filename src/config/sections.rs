@@ -7,8 +7,8 @@ use std::{path::PathBuf, time::Duration};
 use secrecy::SecretString;
 
 use super::{
-    BrokerConfig, Config, EventsMode, Faults, HeadersConfig, HttpConfig, LogConfig, LogFormat, MailConfig,
-    PipelineConfig, QueueType, Settings, SnsConfig, StoreConfig, TopologyMode,
+    BrokerConfig, BrokerIdentity, Config, EventsMode, Faults, HeadersConfig, HttpConfig, LogConfig, LogFormat,
+    MailConfig, PipelineConfig, QueueType, Settings, SnsConfig, StoreConfig, TopologyMode,
     attachments::{attachments, total_max},
     dkim::dkim,
     listeners::http,
@@ -142,6 +142,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
     let sns = sns(r);
     let log = log(r);
     let telemetry = telemetry(r);
+    let core_dumps = r.read("POSTRIDER_CORE_DUMPS", parse::flag);
     check_lanes(r);
     let mut warnings = r.settings.unknown_variables();
     warnings.append(&mut r.warnings);
@@ -156,6 +157,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
         sns: sns?,
         log: log?,
         telemetry: telemetry?,
+        core_dumps: core_dumps?,
         warnings,
     })
 }
@@ -163,6 +165,7 @@ fn config(r: &mut Reader<'_>) -> Result<Config, Recorded> {
 fn broker(r: &mut Reader<'_>) -> Result<BrokerConfig, Recorded> {
     let url = r.read("AMQP_URL", parse::amqp_url);
     let ca_file = r.read_optional("AMQP_CA_FILE", parse::ca_file);
+    let identity = broker_identity(r);
     let queue_type =
         r.read("AMQP_QUEUE_TYPE", parse::one_of(&[("quorum", QueueType::Quorum), ("classic", QueueType::Classic)]));
     let topology = r.read(
@@ -179,12 +182,34 @@ fn broker(r: &mut Reader<'_>) -> Result<BrokerConfig, Recorded> {
     Ok(BrokerConfig {
         url: url?,
         ca_file: ca_file?,
+        identity: identity?,
         queue_type: queue_type?,
         topology: topology?,
         prefetch: prefetch?,
         ladders: ladders?,
         archive: archive?,
     })
+}
+
+/// The certificate that the broker may want to see, or take for a user and password.
+fn broker_identity(r: &mut Reader<'_>) -> Result<Option<BrokerIdentity>, Recorded> {
+    let certificate = r.read_optional("AMQP_CLIENT_CERT_FILE", parse::ca_file);
+    let key = r.read_optional("AMQP_CLIENT_KEY_FILE", parse::key_file);
+    let url = r.peek("AMQP_URL", parse::amqp_url);
+    let (is_tls, is_external) = url.as_ref().map_or((true, false), parse::amqp_protection);
+    match (certificate?, key?) {
+        (Some(_), Some(_)) if !is_tls => {
+            Err(r.fault("AMQP_CLIENT_CERT_FILE", "is set although AMQP_URL is amqp://, where nobody sees it"))
+        }
+        (Some(certificate), Some(key)) => Ok(Some(BrokerIdentity { certificate, key })),
+        (Some(_), None) => Err(r.fault("AMQP_CLIENT_KEY_FILE", "is missing although AMQP_CLIENT_CERT_FILE is set")),
+        (None, Some(_)) => Err(r.fault("AMQP_CLIENT_CERT_FILE", "is missing although AMQP_CLIENT_KEY_FILE is set")),
+        (None, None) if is_external => Err(r.fault(
+            "AMQP_CLIENT_CERT_FILE",
+            "is missing although AMQP_URL says auth_mechanism=external, where the certificate is the user",
+        )),
+        (None, None) => Ok(None),
+    }
 }
 
 fn store(r: &mut Reader<'_>) -> Result<StoreConfig, Recorded> {

@@ -7,13 +7,16 @@ use std::{
     ffi::OsString,
     fmt,
     io::Read as _,
+    mem,
     path::{Path, PathBuf},
 };
 
-use super::{Fault, Setting, file::SettingsFile};
+use secrecy::zeroize::{Zeroize, Zeroizing};
+
+use super::{Fault, Setting, file::SettingsFile, parse};
 
 /// Longest content of a file named by `NAME_FILE`; a device or a log named by mistake must not fill the memory.
-const VALUE_BYTES_MAX: u64 = 64 * 1024;
+const VALUE_BYTES_MAX: usize = 64 * 1024;
 /// What ends the name of a variable that names a file.
 const FILE_SUFFIX: &str = "_FILE";
 /// Names that look like ours are ours, or misspelt.
@@ -44,6 +47,14 @@ impl Environment {
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect()
     }
 
+    /// Whether `POSTRIDER_CORE_DUMPS` says so: asked before anything else is read, so that the settings file does not count.
+    #[must_use]
+    pub fn allows_core_dumps(&self) -> bool {
+        let text = self.get("POSTRIDER_CORE_DUMPS").and_then(|value| value.to_str());
+        // What is wrong with it is told with all other faults.
+        text.is_some_and(|text| parse::flag(text) == Ok(true))
+    }
+
     /// A variable that is set to nothing counts as unset: an empty line in an env file means that.
     fn get(&self, name: &str) -> Option<&OsString> {
         self.0.get(name).filter(|value| !value.is_empty())
@@ -53,6 +64,14 @@ impl Environment {
 impl<N: Into<String>, V: Into<OsString>> FromIterator<(N, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
         Self(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        for value in self.0.values_mut() {
+            mem::take(value).into_encoded_bytes().zeroize();
+        }
     }
 }
 
@@ -66,7 +85,7 @@ impl fmt::Debug for Environment {
 /// A value as it was written, and what may be said about it.
 pub(super) struct Found {
     /// The value.
-    pub(super) text: String,
+    pub(super) text: Zeroizing<String>,
     /// The setting's name, with the place when that is not the environment.
     pub(super) label: String,
     /// Whether a message may repeat it.
@@ -119,7 +138,7 @@ impl Settings {
             (Some(value), None) => {
                 let label = setting.name.to_owned();
                 return match value.to_str() {
-                    Some(text) => Ok(Some(Found { text: text.to_owned(), label, printable: !setting.private })),
+                    Some(text) => Ok(Some(Found { text: text.to_owned().into(), label, printable: !setting.private })),
                     None => Err(fault(&label, "is not UTF-8".to_owned())),
                 };
             }
@@ -127,7 +146,7 @@ impl Settings {
                 let label = format!("{} (from {file_name})", setting.name);
                 return match content(Path::new(path)) {
                     Ok(text) => Ok(Some(Found { text, label, printable: false })),
-                    Err(problem) => Err(fault(&label, format!("the file {problem}"))),
+                    Err(problem) => Err(fault(&label, format!("the file{} {problem}", named(Path::new(path))))),
                 };
             }
             (None, None) => {}
@@ -143,9 +162,9 @@ impl Settings {
             }
             (None, Some(path)) => {
                 let label = format!("{} ({} in {})", setting.name, path.key, self.file.path);
-                match content(Path::new(&path.text)) {
+                match content(Path::new(&*path.text)) {
                     Ok(text) => Ok(Some(Found { text, label, printable: false })),
-                    Err(problem) => Err(fault(&label, format!("the file {problem}"))),
+                    Err(problem) => Err(fault(&label, format!("the file{} {problem}", named(Path::new(&*path.text))))),
                 }
             }
             (None, None) => Ok(None),
@@ -170,18 +189,26 @@ pub(super) fn known_name(name: &str) -> Option<&'static Setting> {
 }
 
 /// The content of a file that holds one value, without the newline that editors end it with. What is wrong does not
-/// repeat the path: `SMTP_PASSWORD_FILE` set to the password itself is a common slip.
-pub(super) fn content(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
+/// repeat the path: see [`named`].
+pub(super) fn content(path: &Path) -> Result<Zeroizing<String>, String> {
+    // Never grown, which would leave what it held before in memory.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(VALUE_BYTES_MAX + 1));
     std::fs::File::open(path)
-        .and_then(|file| file.take(VALUE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(VALUE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
         .map_err(|error| format!("cannot be read: {error}"))?;
-    if bytes.len() as u64 > VALUE_BYTES_MAX {
+    if bytes.len() > VALUE_BYTES_MAX {
         return Err(format!("is longer than {VALUE_BYTES_MAX} bytes"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| "is not UTF-8".to_owned())?;
     let text = text.trim_end_matches(['\r', '\n']);
-    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(Zeroizing::new(text.to_owned())) }
+}
+
+/// A blank and the path, where it is one: `SMTP_PASSWORD_FILE` set to the password itself is a common slip, and that lies below
+/// no folder that is there.
+pub(super) fn named(path: &Path) -> String {
+    let is_below_a_folder = path.ancestors().skip(1).any(|folder| folder.parent().is_some() && folder.is_dir());
+    if path.is_absolute() && is_below_a_folder { format!(" {}", path.display()) } else { String::new() }
 }
 
 /// `; did you mean X?` for the nearest of the known names, or nothing when none is near.

@@ -29,6 +29,12 @@ pub const SETTINGS: &[Setting] = &[
     Setting::optional(Broker, "AMQP_CA_FILE", "/etc/postrider/rabbitmq-ca.pem")
         .meaning("Certificates to trust besides the system's, for amqps.")
         .accepts(CA_FILE),
+    Setting::optional(Broker, "AMQP_CLIENT_CERT_FILE", "/etc/postrider/rabbitmq-client.pem")
+        .meaning("Our certificate for an amqps broker that wants one; with ?auth_mechanism=external in AMQP_URL it stands for user and password.")
+        .accepts("the path of a PEM file, together with AMQP_CLIENT_KEY_FILE"),
+    Setting::optional(Broker, "AMQP_CLIENT_KEY_FILE", "/etc/postrider/rabbitmq-client.key")
+        .meaning("The key of AMQP_CLIENT_CERT_FILE.")
+        .accepts("the path of a PEM file without a passphrase"),
     Setting::preset(Broker, "AMQP_QUEUE_TYPE", "quorum")
         .meaning("What the lane queues are: replicated, or with strict priorities on every broker.")
         .accepts("quorum or classic"),
@@ -57,7 +63,7 @@ pub const SETTINGS: &[Setting] = &[
         .meaning("Whether dead letters are moved into the database, or left in the queue for other tools.")
         .accepts("on or off"),
     Setting::required(Database, "DATABASE_URL", "postgres://postrider:change-me@localhost:5432/postrider")
-        .meaning("Where PostgreSQL is, with user, password and database.")
+        .meaning("Where PostgreSQL is, with user, password and database; beyond this machine with ?sslmode=verify-full, and sslrootcert, sslcert and sslkey as libpq has them.")
         .accepts("a postgres:// or postgresql:// URL, special characters percent-encoded")
         .private(),
     Setting::preset(Database, "DATABASE_CONNECTIONS_MAX", "10")
@@ -370,6 +376,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting::preset(Process, "SHUTDOWN_GRACE_SECONDS", "60")
         .meaning("How long mails on the wire may take to finish after SIGTERM.")
         .accepts("1 to 3600 seconds"),
+    Setting::preset(Process, "POSTRIDER_CORE_DUMPS", "off")
+        .meaning("Whether a process that dies may leave its memory on the disk, secrets and mails in it, and a debugger may look; only here, not in the settings file.")
+        .accepts("on or off"),
     Setting::optional(Process, "POSTRIDER_CONFIG", "/etc/postrider/postrider.toml")
         .meaning("The settings file, when --config names none.")
         .accepts("the path of a TOML file"),

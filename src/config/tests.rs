@@ -391,3 +391,60 @@ fn a_certificate_without_its_key_is_a_fault_of_its_setting() {
         );
     }
 }
+
+#[test]
+fn urls_hold_only_what_is_known_and_nothing_of_them_is_repeated() {
+    for (name, value, problem) in [
+        ("AMQP_URL", "amqp://h/v?pasword=hidden", "has a parameter (1) behind its ? that is not one of"),
+        ("AMQP_URL", "amqp://h/v?heartbeat=hidden", "has a parameter heartbeat that is not a number"),
+        ("AMQP_URL", "amqps://h/v?auth_mechanism=hidden", "that is not plain, amqplain or external"),
+        ("AMQP_URL", "amqp://h/v?auth_mechanism=external", "says auth_mechanism=external, which needs amqps://"),
+        ("DATABASE_URL", "postgres://h/d?sslmode=require&hidden=1", "has a parameter (2) behind its ?"),
+        ("DATABASE_URL", "postgres://h/d?sslmode=hidden", "has a sslmode that is not one of disable"),
+        (
+            "DATABASE_URL",
+            "postgres://h/d?sslrootcert=/hidden.pem",
+            "has a sslrootcert that names a file which cannot be",
+        ),
+        ("DATABASE_URL", "postgres://h/d?sslkey=/hidden.key", "has an sslkey that names a file which cannot be read"),
+    ] {
+        let found = faults(&[(name, value)]);
+        assert!(found.len() == 1 && found[0].problem.contains(problem), "{value}: {found:?}");
+        assert!(!found[0].problem.contains("hidden"), "{found:?}");
+    }
+    let more = "postgres://u:p@h/d?sslmode=prefer&options[search_path]=x&application_name=y&connect_timeout=1";
+    assert!(faults(&[("DATABASE_URL", more)])[0].problem.contains("(4)"));
+    load(&[("DATABASE_URL", "postgres:///d?host=/run/postgresql&options[search_path]=x")]).expect("a socket");
+    load(&[("AMQP_URL", "amqp://h/v?heartbeat=10&connection_timeout=60000&frame_max=131072")]).expect("numbers");
+}
+
+#[test]
+fn a_certificate_of_ours_has_a_key_and_goes_to_a_broker_that_speaks_tls() {
+    let dir = TempDir::new().expect("a folder");
+    let path = |name, text| write(&dir, name, text).to_str().expect("UTF-8").to_owned();
+    let certificate = path("client.pem", "-----BEGIN CERTIFICATE-----\n");
+    let key = path("client.key", "-----BEGIN PRIVATE KEY-----\n");
+    let (certificate, key) = (("AMQP_CLIENT_CERT_FILE", &*certificate), ("AMQP_CLIENT_KEY_FILE", &*key));
+    let tls = ("AMQP_URL", "amqps://broker.example/v?auth_mechanism=EXTERNAL");
+    assert!(load(&[tls, certificate, key]).expect("valid").broker.identity.is_some());
+    for (settings, at_fault) in [
+        (&[tls][..], "AMQP_CLIENT_CERT_FILE"),
+        (&[tls, certificate], "AMQP_CLIENT_KEY_FILE"),
+        (&[tls, key], "AMQP_CLIENT_CERT_FILE"),
+        (&[certificate, key], "AMQP_CLIENT_CERT_FILE"),
+        (&[tls, certificate, ("AMQP_CLIENT_KEY_FILE", certificate.1)], "AMQP_CLIENT_KEY_FILE"),
+    ] {
+        let found = faults(settings);
+        assert_eq!(found.iter().map(|fault| fault.setting.as_str()).collect::<Vec<_>>(), [at_fault], "{found:?}");
+    }
+}
+
+#[test]
+fn core_dumps_are_forbidden_unless_they_are_asked_for() {
+    assert!(!load(&[]).expect("valid").core_dumps && !environment(&[]).allows_core_dumps());
+    let asked = [("POSTRIDER_CORE_DUMPS", "on")];
+    assert!(load(&asked).expect("valid").core_dumps && environment(&asked).allows_core_dumps());
+    let garbled = [("POSTRIDER_CORE_DUMPS", "maybe")];
+    assert!(!environment(&garbled).allows_core_dumps());
+    assert_eq!(faults(&garbled)[0].setting, "POSTRIDER_CORE_DUMPS");
+}

@@ -7,11 +7,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use lettre::transport::smtp::{
-    authentication::{Credentials, Mechanism},
-    commands::{Auth, Ehlo, Starttls},
+    commands::{Ehlo, Starttls},
     extension::ClientId,
 };
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, zeroize::Zeroizing};
 use tokio::{
     net::{TcpStream, lookup_host},
     time::timeout,
@@ -29,6 +28,8 @@ use crate::{
     email::{LinkFault, Phase},
 };
 
+/// Shorter passwords are words that a relay may well say of its own.
+const ECHO_CHARS_MIN: usize = 4;
 /// Longest time for one of a relay's addresses: an address that swallows packets must not hide the next one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most addresses of one name that are tried.
@@ -217,17 +218,19 @@ async fn start_tls(mut connection: Connection, tls: &TlsClient) -> Result<Connec
 async fn authenticate(connection: &mut Connection, credentials: &RelayCredentials) -> Result<(), RelayError> {
     let offers = |name: &str| connection.capabilities.auth.iter().any(|offered| offered == name);
     let (user, password) = (credentials.user.as_str(), credentials.password.expose_secret());
+    // RFC 4616 §2, in one line as RFC 4954 §4 allows.
+    let plain = Zeroizing::new(BASE64.encode(Zeroizing::new(format!("\0{user}\0{password}")).as_bytes()));
+    let word = Zeroizing::new(BASE64.encode(password));
     let reply = if offers("PLAIN") {
-        let lettre_credentials = Credentials::new(user.to_owned(), password.to_owned());
-        let command = Auth::new(Mechanism::Plain, lettre_credentials, None)
-            .map_err(|error| RelayError::new(RelayFault::Auth, Phase::Auth, error.to_string()))?;
-        exchange(connection, Phase::Auth, &command.to_string()).await?
+        let command = Zeroizing::new(format!("AUTH PLAIN {}\r\n", plain.as_str()));
+        exchange(connection, Phase::Auth, &command).await?
     } else if offers("LOGIN") {
-        // Not lettre's: it knows some spellings only. The challenges are "Username:" and "Password:" in many spellings; their order is what counts.
+        // The challenges are "Username:" and "Password:" in many spellings; their order is what counts.
         let mut reply = exchange(connection, Phase::Auth, "AUTH LOGIN\r\n").await?;
-        for answer in [user, password] {
+        for answer in [&BASE64.encode(user), word.as_str()] {
             if reply.code == 334 {
-                reply = exchange(connection, Phase::Auth, &format!("{}\r\n", BASE64.encode(answer))).await?;
+                let command = Zeroizing::new(format!("{answer}\r\n"));
+                reply = exchange(connection, Phase::Auth, &command).await?;
             }
         }
         reply
@@ -241,10 +244,14 @@ async fn authenticate(connection: &mut Connection, credentials: &RelayCredential
     match reply.code {
         235 => Ok(()),
         400.. => {
-            let words = format!(
-                "the relay refuses the credentials ({}); check SMTP_USER and SMTP_PASSWORD",
-                reply.to_reply(None).line()
-            );
+            // A relay that repeats what it was told would have it logged.
+            let mut said = reply.to_reply(None).line();
+            for secret in [plain.as_str(), word.as_str(), password] {
+                if secret.len() >= ECHO_CHARS_MIN {
+                    said = said.replace(secret, "***");
+                }
+            }
+            let words = format!("the relay refuses the credentials ({said}); check SMTP_USER and SMTP_PASSWORD");
             Err(RelayError::new(RelayFault::Auth, Phase::Auth, words))
         }
         _ => Err(RelayError::link(Phase::Auth, &LinkFault::BadReply)),

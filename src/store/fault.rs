@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use sqlx::Error;
 
-use crate::objects::{SetupError, ShelfError};
+use crate::{
+    objects::{SetupError, ShelfError},
+    tls::{self, Peer},
+};
 
 /// Why a statement did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -71,10 +74,28 @@ impl From<Error> for StoreError {
     }
 }
 
+/// Whose certificate is expected, and which settings say so.
+pub(super) const DATABASE: Peer = Peer {
+    who: "the database",
+    host: "the host in DATABASE_URL",
+    authorities: "a file that sslrootcert in DATABASE_URL names",
+    own: Some("sslcert and sslkey in DATABASE_URL"),
+    no_tls: "sslmode in DATABASE_URL asks for it",
+};
+
+/// Whether TLS is what went wrong.
+pub(super) fn is_tls(error: &std::io::Error) -> bool {
+    tls::words(error, &DATABASE).is_some()
+}
+
 /// sqlx's words for anything but a server error hold no values of ours.
 fn without_values(error: &Error) -> String {
     match error {
         Error::PoolTimedOut => "no connection became free in time".to_owned(),
+        Error::Io(io) => tls::words(io, &DATABASE).unwrap_or_else(|| error.to_string()),
+        Error::Tls(why) => format!(
+            "no TLS with the database: {why}; sslmode in DATABASE_URL asks for it, ssl = on in postgresql.conf offers it"
+        ),
         other => other.to_string(),
     }
 }

@@ -143,7 +143,7 @@ impl Stage {
         let patience: i64 = post.variables["SMTP_DOT_TIMEOUT_SECONDS"].parse().expect("a number");
         let amqp = Proxy::start(&post.variables["AMQP_URL"]).await;
         let sql = Proxy::start(&post.variables["DATABASE_URL"]).await;
-        let load = Load::prepare(post.broker.url(), drafts);
+        let load = Load::prepare(post.broker.admin_url(), drafts);
         post.variables.insert("AMQP_URL".to_owned(), amqp.url(&post.variables["AMQP_URL"]));
         post.variables.insert("DATABASE_URL".to_owned(), sql.url(&post.variables["DATABASE_URL"]));
         post.declare_queues().await;

@@ -80,14 +80,14 @@ fn expected(request_id: &str) -> wire::EmailRequest {
 async fn publishes_and_hears(language: Language) {
     let post = Installation::start().await;
     let mut spy = Spy::on(&post.broker).await;
-    let listener = language.listen(post.broker.url(), 1);
+    let listener = language.listen(post.broker.admin_url(), 1);
     until("it listens", async || {
         post.broker.depth("support.email-events").await.is_some_and(|depth| depth.consumers == 1)
     })
     .await;
 
     let arguments = ["publish", "ada@example.bj", TICKET];
-    let said = language.run(post.broker.url(), &[("TRACEPARENT", TRACEPARENT)], &arguments).await;
+    let said = language.run(post.broker.admin_url(), &[("TRACEPARENT", TRACEPARENT)], &arguments).await;
     assert_eq!(said.code, 0, "{said:?}");
     let request_id = said.out.trim().to_owned();
     let id: uuid::Uuid = request_id.parse().expect("a UUID");
@@ -123,7 +123,7 @@ async fn publishes_and_hears(language: Language) {
     assert_eq!((&told[0]["recipient"], &told[0]["metadata"]["ticket"]), (&"ada@example.bj".into(), &TICKET.into()));
 
     // Said again, because somebody was not sure: the same request, and no second mail.
-    let again = language.run(post.broker.url(), &[], &arguments).await;
+    let again = language.run(post.broker.admin_url(), &[], &arguments).await;
     assert_eq!((again.code, again.out.trim()), (0, request_id.as_str()));
     let published = spy.next().await;
     let headers = published.properties.headers().clone().expect("headers");
@@ -138,10 +138,10 @@ async fn publishes_and_hears(language: Language) {
 /// A broker that does not know the exchange says so at once, and the program does, too.
 async fn says_what_the_broker_does_not_know(language: Language) {
     let broker = Broker::start().await;
-    let said = language.run(broker.url(), &[], &["publish", "ada@example.bj", TICKET]).await;
+    let said = language.run(broker.admin_url(), &[], &["publish", "ada@example.bj", TICKET]).await;
     assert_ne!(said.code, 0, "{said:?}");
     assert!(said.err.contains("email.requests"), "{said:?}");
-    let said = language.run(broker.url(), &[], &["publish"]).await;
+    let said = language.run(broker.admin_url(), &[], &["publish"]).await;
     assert_ne!(said.code, 0, "{said:?}");
     assert!(said.err.contains("events [COUNT]"), "{said:?}");
 }

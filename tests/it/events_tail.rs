@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::support::{
+    daemon::Variables,
     events::metadata,
     installation::Installation,
     process::{Said, postrider},
@@ -13,9 +14,16 @@ use crate::support::{
     wait::until,
 };
 
+/// The settings of somebody who may have a queue of their own, as a daemon may not.
+fn of_a_listener(post: &Installation) -> Variables {
+    let mut variables = post.variables.clone();
+    variables.insert("AMQP_URL".to_owned(), post.broker.admin_url().to_owned());
+    variables
+}
+
 /// Runs it beside the test, and returns once it listens.
 async fn tail(post: &Installation, arguments: &[&str]) -> JoinHandle<Said> {
-    let (variables, arguments) = (post.variables.clone(), arguments.iter().map(|&a| a.to_owned()).collect::<Vec<_>>());
+    let (variables, arguments) = (of_a_listener(post), arguments.iter().map(|&a| a.to_owned()).collect::<Vec<_>>());
     let running = tokio::spawn(async move {
         let all: Vec<&str> = ["events", "tail"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
         postrider(&variables, &all).await
@@ -54,7 +62,7 @@ async fn events_are_shown_as_they_come_and_addresses_only_to_whoever_asks() {
 async fn a_listener_that_is_interrupted_has_done_its_work_and_one_that_is_cut_off_has_not() {
     let post = Installation::start().await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_postrider"));
-    command.args(["events", "tail"]).env_clear().envs(&post.variables).stdin(Stdio::null()).stdout(Stdio::null());
+    command.args(["events", "tail"]).env_clear().envs(of_a_listener(&post)).stdin(Stdio::null()).stdout(Stdio::null());
     let mut child = command.spawn().expect("it starts");
     until("it listens", async || post.broker.listeners().await == 1).await;
     let told = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");

@@ -199,6 +199,14 @@ mod broker_producers;
 
 mod broker_definitions;
 
+mod broker_tls;
+
+mod database_tls;
+
+mod least_privilege;
+
+mod secrets;
+
 mod broker_upgrade;
 
 mod dashboard_queries;

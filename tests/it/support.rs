@@ -56,6 +56,9 @@ pub mod installation;
 /// A line to the broker that can be cut.
 pub mod proxy;
 
+/// A server that speaks TLS before one that does not.
+pub mod tls_front;
+
 /// A line to the broker that loses what it is told to.
 pub mod frames;
 
@@ -93,7 +96,7 @@ pub mod pages;
 pub mod wait;
 
 /// A variable that names a service.
-fn service(name: &str) -> String {
+pub fn service(name: &str) -> String {
     std::env::var(name)
         .unwrap_or_else(|_| panic!("{name} is not set, so there is no service to test on: run ./deploy/dev test"))
 }

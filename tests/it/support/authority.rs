@@ -57,6 +57,18 @@ impl Authority {
         Self { directory, server: Arc::new(server) }
     }
 
+    /// A certificate and a key, PEM, for somebody who goes by this name and whom no authority knows.
+    pub fn stranger(&self, name: &str) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let files = (self.directory.path().join("stranger.pem"), self.directory.path().join("stranger.key"));
+        std::fs::write(&files.0, certificate.pem()).expect("a file");
+        std::fs::write(&files.1, key.serialize_pem()).expect("a file");
+        files
+    }
+
     /// Its certificate, PEM.
     pub fn file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")

@@ -19,10 +19,17 @@ pub use import::Import;
 /// Published side by side.
 const AT_ONCE: usize = 64;
 
+/// The user of every daemon and command of a test, with the rights that deploy/rabbitmq/README.md gives a daemon that declares.
+const DAEMON_USER: &str = "it-daemon";
+/// Its rights: configure, write, read.
+pub const DAEMON_RIGHTS: [&str; 3] = [r"^email\.", r"^(email\..*|amq\.default)$", r"^email\."];
+
 /// A virtual host, deleted at the end.
 pub struct Broker {
     vhost: String,
+    /// Of whoever may do anything.
     amqp_url: String,
+    daemon_url: String,
     api: Url,
     http: reqwest::Client,
     connection: Connection,
@@ -49,17 +56,46 @@ impl Broker {
         put(&http, &api, &format!("vhosts/{vhost}"), &json!({})).await;
         let all = json!({ "configure": ".*", "write": ".*", "read": ".*" });
         put(&http, &api, &format!("permissions/{vhost}/{}", amqp_url.username()), &all).await;
+        let known = json!({ "password": amqp_url.password(), "tags": "" });
+        allow(&http, &api, &vhost, DAEMON_USER, &known, DAEMON_RIGHTS).await;
+        let mut daemon_url = amqp_url.clone();
+        daemon_url.set_username(DAEMON_USER).expect("a URL with a host");
         let connection = Connection::connect(amqp_url.as_str(), ConnectionProperties::default())
             .await
             .unwrap_or_else(|error| panic!("RabbitMQ cannot be reached ({error}): run ./deploy/dev test"));
         let channel = connection.create_channel().await.expect("a channel");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-        Self { vhost, amqp_url: amqp_url.into(), api, http, connection, channel }
+        Self { vhost, amqp_url: amqp_url.into(), daemon_url: daemon_url.into(), api, http, connection, channel }
     }
 
     /// What `AMQP_URL` is set to.
     pub fn url(&self) -> &str {
+        &self.daemon_url
+    }
+
+    /// The same for a user who may do anything: producers and listeners, who have queues of their own.
+    pub fn admin_url(&self) -> &str {
         &self.amqp_url
+    }
+
+    /// Its virtual host.
+    pub fn vhost(&self) -> &str {
+        &self.vhost
+    }
+
+    /// Lets a user in who has no password, with a daemon's rights: one whom a certificate stands for.
+    pub async fn let_in(&self, user: &str) {
+        allow(&self.http, &self.api, &self.vhost, user, &json!({ "password_hash": "", "tags": "" }), DAEMON_RIGHTS)
+            .await;
+    }
+
+    /// `AMQP_URL` of a user with these rights: configure, write, read. There is one of that name for all tests.
+    pub async fn user(&self, name: &str, rights: [&str; 3]) -> String {
+        let mut url = Url::parse(&self.amqp_url).expect("a URL");
+        let known = json!({ "password": url.password(), "tags": "" });
+        allow(&self.http, &self.api, &self.vhost, name, &known, rights).await;
+        url.set_username(name).expect("a URL with a host");
+        url.into()
     }
 
     /// Connects anew, after the node or the line was away.
@@ -223,6 +259,13 @@ impl Broker {
         let answer = self.http.get(url).send().await.expect("the management API answers");
         answer.error_for_status().expect("it knows that").json().await.expect("JSON")
     }
+}
+
+async fn allow(http: &reqwest::Client, api: &Url, vhost: &str, user: &str, known: &Value, rights: [&str; 3]) {
+    put(http, api, &format!("users/{user}"), known).await;
+    let [configure, write, read] = rights;
+    let rights = json!({ "configure": configure, "write": write, "read": read });
+    put(http, api, &format!("permissions/{vhost}/{user}"), &rights).await;
 }
 
 async fn put(http: &reqwest::Client, api: &Url, path: &str, body: &Value) {

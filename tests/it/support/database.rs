@@ -17,11 +17,15 @@ pub const HASH_KEY: &str = "a key of tests, long enough to be taken";
 /// Held while the template is made, by whichever test process comes first.
 const TEMPLATE_LOCK: i64 = 0x706f_7374_7269_6465;
 
+/// The role of every daemon and command of a test: it may do what `postrider migrate --grant-to` gives, and no more.
+pub const DAEMON_ROLE: &str = "it_daemon";
+
 /// A database with the schema in it, dropped at the end.
 pub struct Database {
     name: String,
     admin_url: Url,
     url: String,
+    owner_url: String,
     /// For the test's own questions.
     pub pool: PgPool,
 }
@@ -32,10 +36,12 @@ impl Database {
         static TEMPLATE: OnceCell<String> = OnceCell::const_new();
         let admin_url = Url::parse(&service("TEST_DATABASE_URL")).expect("TEST_DATABASE_URL is a URL");
         let template = TEMPLATE.get_or_init(|| template(&admin_url)).await;
-        Self::create(admin_url, &format!("template {template}")).await
+        let mut database = Self::create(admin_url, &format!("template {template}")).await;
+        database.url = as_daemon(&database.url);
+        database
     }
 
-    /// A fresh database with nothing in it, not even a schema.
+    /// A fresh database with nothing in it, not even a schema; its owner is whom `url` means.
     pub async fn without_schema() -> Self {
         let admin_url = Url::parse(&service("TEST_DATABASE_URL")).expect("TEST_DATABASE_URL is a URL");
         Self::create(admin_url, "").await
@@ -47,12 +53,17 @@ impl Database {
         run(&mut admin, format!("create database {name} {how}")).await;
         let url = named(&admin_url, &name);
         let pool = PgPoolOptions::new().max_connections(3).connect_lazy(&url).expect("a URL of PostgreSQL");
-        Self { name, admin_url, url, pool }
+        Self { name, admin_url, owner_url: url.clone(), url, pool }
     }
 
     /// What `DATABASE_URL` is set to.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The same for whoever owns the tables.
+    pub fn owner_url(&self) -> &str {
+        &self.owner_url
     }
 }
 
@@ -103,10 +114,16 @@ async fn template(admin_url: &Url) -> String {
         hash.update(file.file_name().expect("a name").as_encoded_bytes());
         hash.update(std::fs::read(file).expect("a migration"));
     }
+    hash.update(include_bytes!("../../../src/store/grants.rs"));
     let name = format!("it_template_{}", &hex::encode(hash.finalize())[..12]);
     let mut admin = connect(admin_url).await;
     // Released with the connection.
     sqlx::query("select pg_advisory_lock($1)").bind(TEMPLATE_LOCK).execute(&mut admin).await.expect("a lock");
+    // The server's own, for all databases: under the lock, because two who alter one role at once hurt each other.
+    let password = admin_url.password().unwrap_or_default();
+    if !role_exists(&mut admin, DAEMON_ROLE).await {
+        run(&mut admin, format!("create role {DAEMON_ROLE} login password '{password}'")).await;
+    }
     let exists: bool = sqlx::query_scalar("select exists (select 1 from pg_database where datname = $1)")
         .bind(&name)
         .fetch_one(&mut admin)
@@ -118,11 +135,24 @@ async fn template(admin_url: &Url) -> String {
         run(&mut admin, format!("create database {unfinished}")).await;
         let store = Store::new(&config(&named(admin_url, &unfinished)), Duration::from_secs(30)).expect("a store");
         store.migrate().await.expect("the migrations apply");
+        store.grant_to(DAEMON_ROLE).await.expect("the daemon's role is given what it needs");
         store.close().await;
         // Only what is whole gets the name that others look for.
         run(&mut admin, format!("alter database {unfinished} rename to {name}")).await;
     }
     name
+}
+
+async fn role_exists(admin: &mut PgConnection, role: &str) -> bool {
+    let found = sqlx::query_scalar("select exists (select 1 from pg_roles where rolname = $1)").bind(role);
+    found.fetch_one(admin).await.expect("an answer")
+}
+
+/// The same database for the daemon's role.
+fn as_daemon(url: &str) -> String {
+    let mut url = Url::parse(url).expect("a URL");
+    url.set_username(DAEMON_ROLE).expect("a URL with a host");
+    url.into()
 }
 
 async fn connect(url: &Url) -> PgConnection {

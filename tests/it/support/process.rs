@@ -38,13 +38,14 @@ impl DaemonProcess {
     pub fn start_binary(binary: &str, variables: &Variables, admin_addr: &str) -> Self {
         let log = TempDir::new().expect("a folder");
         let stderr = File::create(log.path().join("log")).expect("a file");
+        let stdout = stderr.try_clone().expect("the same file");
         let child = Command::new(binary)
             .arg("run")
             .env_clear()
             .envs(variables)
             .env("ADMIN_ADDR", admin_addr)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(stderr)
             .spawn()
             .expect("the binary starts");
@@ -72,6 +73,16 @@ impl DaemonProcess {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGABRT: it dies as from a fault of its own.
+    pub fn abort(&self) {
+        self.signal("-ABRT");
     }
 
     /// SIGTERM.
@@ -116,7 +127,7 @@ impl DaemonProcess {
         self.child.try_wait().expect("it is ours").is_some()
     }
 
-    /// What it has logged, for a failing test's message.
+    /// What it has logged, and printed.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log.path().join("log")).unwrap_or_default()
     }

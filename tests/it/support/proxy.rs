@@ -1,5 +1,5 @@
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -37,9 +37,14 @@ pub struct Proxy {
 impl Proxy {
     /// A line to where this URL points.
     pub async fn start(url: &str) -> Self {
+        Self::start_at([127, 0, 0, 1], url).await
+    }
+
+    /// The same that begins at another of this machine's addresses.
+    pub async fn start_at(address: [u8; 4], url: &str) -> Self {
         let url = Url::parse(url).expect("a URL");
         let upstream = format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"));
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let listener = TcpListener::bind((Ipv4Addr::from(address), 0)).await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let flow = watch::Sender::new(Flow::Free);
         let listening = Mutex::new(Some(tokio::spawn(pass_on(listener, upstream.clone().into(), flow.subscribe()))));
