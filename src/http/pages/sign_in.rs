@@ -23,7 +23,7 @@ use super::{
     layout::bare,
     session::{Posted, Secret, is_https, same_site, unset_cookie},
 };
-use crate::http::{Admin, auth::identify, problem::Problem};
+use crate::http::{Admin, auth::identify, params, problem::Problem};
 
 /// Tries that failed, of one address, before it must wait.
 const FAILURES_MAX: u32 = 10;
@@ -119,7 +119,7 @@ pub(super) async fn sign_in(
     given: Result<Form<Given>, FormRejection>,
 ) -> Result<Response, PageError> {
     same_site(&headers)?;
-    let Form(given) = given.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let Form(given) = given.map_err(|error| params::unreadable_body(error.status(), error.body_text()))?;
     let next = given.next.as_deref();
     if let Some(wait) = admin.failures.must_wait(peer.ip(), Instant::now()) {
         let seconds = wait.as_secs() + 1;
