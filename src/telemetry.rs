@@ -1,6 +1,7 @@
 //! Logs: one line a fact, for machines (JSON) or for people. Traces, and how they and the metrics get to a collector.
 //!
 //! Invariant: no address, no payload and no secret is ever a field or part of a message. Types that hold them print masked.
+//! Invariant: an event is one line, whatever is in it ([`line`]): nobody writes a line of the log but the daemon.
 
 /// Trace context out of AMQP headers.
 pub mod origin;
@@ -13,6 +14,9 @@ mod sampling;
 
 /// To a collector.
 pub mod otlp;
+
+/// Lines for people.
+mod line;
 
 use std::io::IsTerminal;
 
@@ -53,7 +57,10 @@ pub fn start(config: &LogConfig) {
             let colours = std::io::stderr().is_terminal();
             registry
                 .with(
-                    tracing_subscriber::fmt::layer().with_target(false).with_ansi(colours).with_writer(std::io::stderr),
+                    tracing_subscriber::fmt::layer()
+                        .with_target(false)
+                        .with_ansi(colours)
+                        .with_writer(move || line::Lines::new(std::io::stderr(), colours)),
                 )
                 .try_init()
         }

@@ -25,6 +25,9 @@ pub const REQUEST_TYPE: &str = "postrider.v1.EmailRequest";
 /// `type` of an event.
 pub const EVENT_TYPE: &str = "postrider.v1.EmailEvent";
 
+/// Longest complaint about a text that is no request.
+const WORDS_CHARS_MAX: usize = 300;
+
 /// The bytes are no request.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -62,8 +65,32 @@ pub fn from_json(body: &[u8]) -> Result<EmailRequest, WireError> {
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let message = DynamicMessage::deserialize_with_options(REQUEST.clone(), &mut reader, &options)
         .and_then(|message| reader.end().map(|()| message))
-        .map_err(|error| WireError::Json(error.to_string()))?;
+        .map_err(|error| WireError::Json(without_values(&error.to_string())))?;
     Ok(message.transcode_to()?)
+}
+
+/// What a reader of JSON complains about, without the texts that it quotes: they are people's data, and of any length.
+fn without_values(words: &str) -> String {
+    let (mut told, mut quoted, mut escaped) = (String::new(), false, false);
+    for c in words.chars() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => {
+                told.push_str(if quoted { "...\"" } else { "\"" });
+                quoted = !quoted;
+            }
+            _ if quoted || c.is_control() => {}
+            _ => told.push(c),
+        }
+    }
+    // A field's name is told as it is; where the fault is stands at the end.
+    let count = told.chars().count();
+    if count <= WORDS_CHARS_MAX {
+        return told;
+    }
+    let half = WORDS_CHARS_MAX / 2;
+    told.chars().take(half).chain(" ... ".chars()).chain(told.chars().skip(count - half)).collect()
 }
 
 /// The request as protobuf's JSON mapping, for people.
@@ -112,6 +139,23 @@ mod tests {
         let from_text = from_json(json).expect("valid");
         assert_eq!(from_protobuf(to_protobuf(&from_text)).expect("valid"), from_text);
         assert_eq!(from_json(to_json(&from_text).to_string().as_bytes()).expect("valid"), from_text);
+    }
+
+    #[test]
+    fn a_complaint_about_json_repeats_no_value() {
+        for json in [
+            r#"{"recipients": "ada@example.bj"}"#,
+            r#"{"requestId": {"a": 1}, "recipients": [{"address": ["ada@example.bj"]}]}"#,
+            r#"{"notBefore": "ada@example.bj \" ada@example.bj"}"#,
+            r#"{"priority": "ada@example.bj"}"#,
+            r#"{"templateVersion": "ada@example.bj"}"#,
+            r#"{"attachments": [{"inline": "ada@example.bj"}]}"#,
+        ] {
+            let error = from_json(json.as_bytes()).expect_err(json).to_string();
+            assert!(!error.contains("ada"), "{error}");
+        }
+        let long = format!("{{\"{}\": 1}}", "x".repeat(100_000));
+        assert!(from_json(long.as_bytes()).expect_err("unknown").to_string().chars().count() < 500);
     }
 
     #[test]

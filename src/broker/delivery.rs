@@ -166,7 +166,9 @@ impl Delivery {
 }
 
 impl Original {
-    fn envelope(&self, lane: Lane, redelivered: bool) -> Envelope {
+    /// What the pipeline needs of them. Nothing in them is believed that only our own copies may say.
+    #[must_use]
+    pub fn envelope(&self, lane: Lane, redelivered: bool) -> Envelope {
         let headers = self.properties.headers().clone().unwrap_or_default();
         let small = |name| number(&headers, name).and_then(|n| i32::try_from(n).ok()).unwrap_or(0).max(0);
         let moment = |name| {

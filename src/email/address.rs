@@ -122,26 +122,46 @@ impl EmailAddress {
 /// Masks every address in a text: far servers like to repeat whom they refuse, by whatever name.
 #[must_use]
 pub fn mask_all(text: &str) -> String {
-    let is_part = |c: char| !c.is_whitespace() && !"<>()[]\\,;:\"'".contains(c);
     let mut masked = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(start) = rest.find(is_part) {
-        masked.push_str(&rest[..start]);
-        let word = &rest[start..];
-        let end = word.find(|c| !is_part(c)).unwrap_or(word.len());
-        let bare = word[..end].trim_end_matches('.');
-        match EmailAddress::parse(bare) {
-            Ok(address) => masked.push_str(&address.masked()),
-            Err(_) => masked.push_str(bare),
-        }
-        rest = &word[bare.len()..];
-        if bare.is_empty() {
-            masked.push_str(&word[..end]);
-            rest = &word[end..];
+    while let Some(at) = rest.find('@') {
+        let (before, after) = (&rest[..at], &rest[at + 1..]);
+        match address_around(before, after) {
+            Some((address, local, domain)) => {
+                masked.push_str(&before[..at - local]);
+                masked.push_str(&address.masked());
+                rest = &after[domain..];
+            }
+            None => {
+                masked.push_str(&rest[..=at]);
+                rest = after;
+            }
         }
     }
     masked.push_str(rest);
     masked
+}
+
+/// The longest address around an `@`, and how many bytes of it stand on either side. What stands beside it may look like a part
+/// of it: `<ada@example.bj>:`, `ada@example.bj/x`, `...ada@example.bj.5.1.1`.
+fn address_around(before: &str, after: &str) -> Option<(EmailAddress, usize, usize)> {
+    let ends_local = |c: char| c.is_whitespace() || c.is_control() || "<>()[]\\,;:\"'".contains(c);
+    let local = before.rsplit(ends_local).next()?.rsplit("..").next()?.trim_start_matches('.');
+    let local = &local[local.ceil_char_boundary(local.len().saturating_sub(LOCAL_BYTES_MAX))..].trim_start_matches('.');
+    let is_ascii = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
+    let is_any = |c: char| is_ascii(c) || (!c.is_ascii() && !c.is_whitespace() && !c.is_control());
+    let ends: [&dyn Fn(char) -> bool; 2] = [&|c| !is_any(c), &|c| !is_ascii(c)];
+    ends.into_iter().find_map(|ends_domain| {
+        let end = after.find(ends_domain).unwrap_or(after.len()).min(ADDRESS_BYTES_MAX);
+        let mut domain = after[..after.floor_char_boundary(end)].split("..").next()?.trim_end_matches(['.', '-']);
+        loop {
+            if let Ok(address) = EmailAddress::parse(&format!("{local}@{domain}")) {
+                return Some((address, local.len(), domain.len()));
+            }
+            // Without what may be a number behind it, or the beginning of another sentence.
+            domain = domain.rsplit_once('.')?.0.trim_end_matches(['.', '-']);
+        }
+    })
 }
 
 impl fmt::Debug for EmailAddress {
@@ -167,6 +187,10 @@ mod tests {
             ("User Ada.L@mail.example.org. is not here", "User A***@***.org. is not here"),
             ("(kofi@example.bj) forwarded to ama@example.bj", "(k***@***.bj) forwarded to a***@***.bj"),
             ("250 2.6.0 ... taken @ 10:00", "250 2.6.0 ... taken @ 10:00"),
+            ("ada@example.bj/x ada@example.bj! (ada@example.bj|y)", "a***@***.bj/x a***@***.bj! (a***@***.bj|y)"),
+            ("to ada@example.bj.5.1.1 ...ada@example.bj...", "to a***@***.bj.5.1.1 ...a***@***.bj..."),
+            ("ada@example.bj\u{200B}x", "a***@***.bj\u{200B}x"),
+            ("x@ada@example.bj- @ada@example.bj_", "x@a***@***.bj- @a***@***.bj_"),
             ("", ""),
             ("...", "..."),
         ];

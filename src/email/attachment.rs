@@ -9,8 +9,9 @@ use std::fmt;
 const FILE_NAME_MAX: usize = 255;
 /// What a file is called that has no usable name.
 const NAMELESS: &str = "attachment";
-/// Names that Windows keeps for devices, with or without an extension.
+/// Names that Windows keeps for devices, whatever stands behind their first dot; and these with a digit behind them.
 const DEVICES: [&str; 4] = ["con", "prn", "aux", "nul"];
+const NUMBERED_DEVICES: [&str; 2] = ["com", "lpt"];
 
 /// The kinds of files that can be attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,7 +94,9 @@ impl fmt::Display for FileType {
 #[non_exhaustive]
 pub enum BadAttachment {
     /// Its declared type is none that is allowed.
-    #[error("attachment \"{file_name}\": type {declared} is not allowed here (allowed: {allowed})")]
+    #[error(
+        "attachment \"{file_name}\": type {declared} is not allowed here (allowed by EMAIL_ALLOWED_ATTACHMENT_TYPES: {allowed})"
+    )]
     NotAllowed {
         /// Which file.
         file_name: String,
@@ -133,7 +136,9 @@ pub enum BadAttachment {
         declared: String,
     },
     /// It is larger than the limit.
-    #[error("attachment \"{file_name}\" ({declared}) has {size} bytes; the limit is {limit}")]
+    #[error(
+        "attachment \"{file_name}\" ({declared}) has {size} bytes; the limit is {limit} (EMAIL_MAX_ATTACHMENT_SIZE_MB): make it smaller, or link to it"
+    )]
     TooLarge {
         /// Which file.
         file_name: String,
@@ -245,16 +250,25 @@ pub fn clean_file_name(name: &str) -> String {
         _ => (kept, None),
     };
     let room = FILE_NAME_MAX - extension.map_or(0, |extension| 1 + extension.chars().count());
-    let mut cleaned: String = if stem.is_empty() { NAMELESS.to_owned() } else { stem.chars().take(room).collect() };
+    let mark = if is_device(kept) { "_" } else { "" };
+    let stem = if stem.is_empty() { NAMELESS } else { stem };
+    let mut cleaned: String = mark.chars().chain(stem.chars()).take(room).collect();
     cleaned.truncate(cleaned.trim_end_matches(|c: char| c.is_whitespace() || c == '.').len());
-    if DEVICES.iter().any(|device| device.eq_ignore_ascii_case(&cleaned)) {
-        cleaned.insert(0, '_');
-    }
     if let Some(extension) = extension {
         cleaned.push('.');
         cleaned.push_str(extension);
     }
     cleaned
+}
+
+/// Whether Windows would take a file of this name for a device.
+fn is_device(name: &str) -> bool {
+    let base = name.split('.').next().unwrap_or_default().trim_end();
+    let is = |device: &&str| device.eq_ignore_ascii_case(base);
+    let numbered =
+        base.split_at_checked(3).filter(|(_, digit)| digit.len() == 1 && digit.as_bytes()[0].is_ascii_digit());
+    DEVICES.iter().any(is)
+        || numbered.is_some_and(|(name, _)| NUMBERED_DEVICES.iter().any(|device| device.eq_ignore_ascii_case(name)))
 }
 
 /// Whether an inline image can be called this: printable ASCII without blanks and angle brackets, at most 250 octets.
@@ -303,7 +317,7 @@ mod tests {
                 "a.exe",
                 "application/x-msdownload",
                 b"MZ".as_slice(),
-                "\"a.exe\": type application/x-msdownload is not allowed here (allowed: pdf, png, jpg, json, csv)",
+                "\"a.exe\": type application/x-msdownload is not allowed here (allowed by EMAIL_ALLOWED_ATTACHMENT_TYPES: pdf, png, jpg, json, csv)",
             ),
             ("a.exe", "application/pdf", PDF, "does not end as application/pdf"),
             ("pdf", "application/pdf", PDF, "does not end as application/pdf"),
@@ -321,11 +335,13 @@ mod tests {
             assert!(error.contains(want), "{error}");
         }
         let error = check_attachment("a.pdf", "application/pdf", &[b'x'; 11], &FileType::ALL, 10).expect_err("large");
-        assert_eq!(error.to_string(), "attachment \"a.pdf\" (application/pdf) has 11 bytes; the limit is 10");
+        let words = "attachment \"a.pdf\" (application/pdf) has 11 bytes; the limit is 10 (EMAIL_MAX_ATTACHMENT_SIZE_MB): \
+                     make it smaller, or link to it";
+        assert_eq!(error.to_string(), words);
         let error = check_attachment("a.csv", "text/csv", b"x", &[FileType::Pdf], 10).expect_err("type");
-        assert!(error.to_string().ends_with("(allowed: pdf)"));
+        assert!(error.to_string().ends_with(": pdf)"));
         let error = check_attachment("a.csv", "text/csv", b"x", &[], 10).expect_err("type");
-        assert!(error.to_string().ends_with("(allowed: none)"));
+        assert!(error.to_string().ends_with(": none)"));
     }
 
     #[test]
@@ -340,6 +356,11 @@ mod tests {
             ("", "attachment"),
             (".htaccess", "htaccess"),
             ("NUL.pdf", "_NUL.pdf"),
+            ("nul.tar.gz", "_nul.tar.gz"),
+            ("COM1.csv", "_COM1.csv"),
+            ("lpt9", "_lpt9"),
+            ("console.csv", "console.csv"),
+            ("com.pdf", "com.pdf"),
             ("a\"b.csv", "a_b.csv"),
             ("dir/", "attachment"),
         ] {

@@ -16,7 +16,7 @@ use serde::{
 use serde_json::{Map, Number, Value};
 use uuid::Uuid;
 
-use super::{Admin, problem::Problem};
+use super::{Admin, BODY_BYTES_MAX, problem::Problem};
 use crate::email::EmailAddress;
 
 /// Items of a page, unless it is said.
@@ -51,7 +51,18 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Members<T> {
 /// A body that is no JSON, or of another shape, or too large.
 #[expect(clippy::needless_pass_by_value, reason = "it stands in `map_err`")]
 pub(super) fn unreadable(error: JsonRejection) -> Problem {
-    Problem::new(error.status(), error.body_text())
+    unreadable_body(error.status(), error.body_text())
+}
+
+/// A body that was not read to its end, or not understood.
+pub(super) fn unreadable_body(status: StatusCode, words: String) -> Problem {
+    let words = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            format!("the body has more than {BODY_BYTES_MAX} bytes, the limit of this listener: send less at once")
+        }
+        _ => words,
+    };
+    Problem::new(status, words)
 }
 
 /// Writes 5.0 as 5: to JSON both are the same whole number, and serde takes only one of them for it.

@@ -8,7 +8,7 @@ mod canonical;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -215,7 +215,7 @@ fn plain_key(name: &str, text: &str) -> Result<(), Malformed> {
 fn optional(name: &str, text: &str, chars_max: usize) -> Result<Option<String>, Malformed> {
     one_line(name, text)?;
     if text.chars().count() > chars_max {
-        return Err(field(name, format!("is longer than {chars_max} characters")));
+        return Err(field(name, format!("is longer than {chars_max} characters: shorten it")));
     }
     Ok(Some(text.trim().to_owned()).filter(|t| !t.is_empty()))
 }
@@ -229,13 +229,19 @@ fn moment(name: &str, t: wire::Timestamp) -> Result<DateTime<Utc>, Malformed> {
 
 fn metadata(given: std::collections::HashMap<String, String>) -> Result<BTreeMap<String, String>, Malformed> {
     if given.len() > METADATA_MAX {
-        return Err(field("metadata", format!("has {} entries, more than {METADATA_MAX}", given.len())));
+        return Err(field(
+            "metadata",
+            format!("has {} entries, more than {METADATA_MAX}: leave some out", given.len()),
+        ));
     }
     for (name, value) in &given {
         no_nul("metadata", name)?;
         no_nul("metadata", value)?;
         if name.chars().count() > NAME_CHARS_MAX || value.chars().count() > 1024 {
-            return Err(field("metadata", "a name is longer than 255 or a value longer than 1024 characters"));
+            return Err(field(
+                "metadata",
+                "a name is longer than 255 or a value longer than 1024 characters: shorten it",
+            ));
         }
     }
     Ok(given.into_iter().collect())
@@ -258,7 +264,7 @@ fn variables(given: Option<wire::Struct>) -> Result<Map<String, Value>, Malforme
 
 fn plain_value(path: &str, value: wire::Value, depth: usize) -> Result<Value, Malformed> {
     if depth > VARIABLES_DEPTH_MAX {
-        return Err(field("variables", format!("are nested deeper than {VARIABLES_DEPTH_MAX}")));
+        return Err(field("variables", format!("are nested deeper than {VARIABLES_DEPTH_MAX}: flatten them")));
     }
     Ok(match value.kind {
         None | Some(wire::ValueKind::NullValue(_)) => Value::Null,
@@ -294,7 +300,7 @@ fn number(path: &str, n: f64) -> Result<Value, Malformed> {
 }
 
 fn recipients(given: Vec<wire::Recipient>) -> Result<Vec<Recipient>, Malformed> {
-    let mut all: Vec<Recipient> = Vec::with_capacity(given.len());
+    let (mut all, mut keys) = (Vec::new(), HashSet::new());
     for (index, recipient) in given.into_iter().enumerate() {
         let name = format!("recipients[{index}].display_name");
         let display_name = optional(&name, &recipient.display_name, NAME_CHARS_MAX)?;
@@ -306,16 +312,22 @@ fn recipients(given: Vec<wire::Recipient>) -> Result<Vec<Recipient>, Malformed> 
             }
             let address = EmailAddress::parse(text).map_err(|error| bad_address(text, error));
             let one = Recipient { address, display_name: display_name.clone().filter(|_| !several) };
-            if !all.iter().any(|known| known.key() == one.key()) {
-                all.push(one);
+            if !keys.insert(one.key()) {
+                continue;
             }
+            // A list may name a million: not one more is looked at.
+            if all.len() == RECIPIENTS_MAX {
+                let rule =
+                    format!("names more than {RECIPIENTS_MAX} people: publish a request for each {RECIPIENTS_MAX}");
+                return Err(field("recipients", rule));
+            }
+            all.push(one);
         }
     }
-    match all.len() {
-        0 => Err(field("recipients", format!("is empty: 1 to {RECIPIENTS_MAX} are allowed"))),
-        n if n > RECIPIENTS_MAX => Err(field("recipients", format!("has {n} people, more than {RECIPIENTS_MAX}"))),
-        _ => Ok(all),
+    if all.is_empty() {
+        return Err(field("recipients", format!("is empty: 1 to {RECIPIENTS_MAX} are allowed")));
     }
+    Ok(all)
 }
 
 fn bad_address(text: &str, error: AddressError) -> BadAddress {
@@ -325,7 +337,10 @@ fn bad_address(text: &str, error: AddressError) -> BadAddress {
 
 fn attachments(given: Vec<wire::Attachment>) -> Result<Vec<Attachment>, Malformed> {
     if given.len() > ATTACHMENTS_MAX {
-        return Err(field("attachments", format!("has {} files, more than {ATTACHMENTS_MAX}", given.len())));
+        return Err(field(
+            "attachments",
+            format!("has {} files, more than {ATTACHMENTS_MAX}: publish several requests", given.len()),
+        ));
     }
     given
         .into_iter()

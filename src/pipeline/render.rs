@@ -214,7 +214,8 @@ impl Pipeline {
         let (total, total_max) = (request.attachment_bytes(), self.rules.attachments_total_max);
         if total > total_max {
             return Err(format!(
-                "the attachments have {total} bytes together; the limit is {total_max} (EMAIL_MAX_ATTACHMENTS_TOTAL_MB)"
+                "the attachments have {total} bytes together; the limit is {total_max} \
+                 (EMAIL_MAX_ATTACHMENTS_TOTAL_MB): make them smaller, or link to them"
             ));
         }
         for file in &request.attachments {

@@ -162,7 +162,7 @@ fn tell(connection: &mut Connection, job: Job, report: SendReport, is_fresh: boo
 /// Why a mail is not begun at all, if so.
 fn cannot_begin(connection: &Connection, job: &Job) -> Option<SendReport> {
     if let Some(missing) = missing_capability(connection, &job.mail) {
-        return Some(SendReport::NotCapable { missing: missing.to_owned() });
+        return Some(SendReport::NotCapable { missing });
     }
     job.obstacle().map(|why| SendReport::Withdrawn { why })
 }
@@ -215,16 +215,19 @@ fn next_to_follow(connection: &Connection, line: &Line) -> Option<Job> {
     }
 }
 
-fn missing_capability(connection: &Connection, mail: &OutgoingMail) -> Option<&'static str> {
+fn missing_capability(connection: &Connection, mail: &OutgoingMail) -> Option<String> {
     let offered = &connection.capabilities;
     if mail.needs_smtputf8 && !offered.smtputf8 {
-        return Some("an address holds characters beyond ASCII and the relay does not offer SMTPUTF8");
+        return Some("an address holds characters beyond ASCII and the relay does not offer SMTPUTF8".to_owned());
     }
     if !offered.eight_bit_mime && !mail.is_ascii {
-        return Some("the content holds bytes above 127 and the relay does not offer 8BITMIME");
+        return Some("the content holds bytes above 127 and the relay does not offer 8BITMIME".to_owned());
     }
     let bytes = u64::try_from(mail.message.len()).unwrap_or(u64::MAX);
-    offered.size_max.is_some_and(|max| bytes > max).then_some("the mail is larger than the relay takes (SIZE)")
+    let max = offered.size_max.filter(|max| bytes > *max)?;
+    Some(format!(
+        "the mail has {bytes} bytes and the relay takes {max} (SIZE): link to its files instead of attaching them"
+    ))
 }
 
 /// All before the first empty line; nothing where there is none.

@@ -15,9 +15,9 @@ use serde_json::Value;
 use super::helpers::Stop;
 
 /// Most elements rendered for one part, loops counted at their full cost: a few seconds at the very worst.
-const WORK_MAX: usize = 5_000_000;
+pub(super) const WORK_MAX: usize = 5_000_000;
 /// Most bytes printed within loops for one part, however much of it reaches the mail.
-const LOOP_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const LOOP_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What one part may still do.
 pub(super) struct Budget {

@@ -357,7 +357,7 @@ mod tests {
                 .contains("the subject is empty")
         );
         assert!(faults(|source| source.html.push_str(&"x".repeat(HTML_BYTES_MAX))).contains("mailboxes cut it"));
-        assert!(faults(|source| source.subject.push_str(&"x".repeat(1000))).contains("subject.hbs is larger than 998"));
+        assert!(faults(|source| source.subject.push_str(&"x".repeat(1000))).contains("subject.hbs: more than 998"));
     }
 
     #[test]

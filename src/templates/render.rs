@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     CompiledTemplate, Part,
-    budget::{Budget, Each},
+    budget::{Budget, Each, LOOP_BYTES_MAX, WORK_MAX},
     compile::{CompiledPart, Wording},
     helpers::{self, Stop},
     manifest::RESERVED,
@@ -82,7 +82,7 @@ pub enum RenderError {
         line: Option<usize>,
     },
     /// The variables, or what they were made into, are too large.
-    #[error("{what} is larger than {limit} bytes")]
+    #[error("{what}: more than {limit} bytes; shorten what the variables hold")]
     TooLarge {
         /// What: "the variables", "html.hbs" ...
         what: String,
@@ -90,7 +90,7 @@ pub enum RenderError {
         limit: usize,
     },
     /// Lists and objects lie too deep in a variable.
-    #[error("variable {name} is nested more than {DEPTH_MAX} deep")]
+    #[error("variable {name} is nested more than {DEPTH_MAX} deep: flatten it")]
     TooDeep {
         /// Which variable.
         name: String,
@@ -319,7 +319,10 @@ fn failure(part: Part, limit: usize, error: &handlebars::RenderError) -> RenderE
     let words = match (stop, error.reason()) {
         (Some(Stop::NotAUrl), _) => return RenderError::NotAUrl { part: file, line },
         (Some(Stop::TooLarge), _) => return RenderError::TooLarge { what: part.file_name().to_owned(), limit },
-        (Some(Stop::TooMuchWork), _) => "the variables make it repeat too much".to_owned(),
+        (Some(Stop::TooMuchWork), _) => format!(
+            "the variables make it repeat too much (more than {WORK_MAX} elements, or {LOOP_BYTES_MAX} bytes in loops): shorten \
+             their lists"
+        ),
         (Some(Stop::ParameterMissing), _) => "a helper's parameter has no value".to_owned(),
         (None, RenderErrorReason::MissingVariable(Some(path))) => format!("{path} has no value"),
         (None, RenderErrorReason::ParamNotFoundForIndex(helper, _)) => format!("a parameter of {helper} has no value"),

@@ -175,6 +175,12 @@ mod browser_unsubscribe;
 
 mod mail_signed;
 
+mod injection_html;
+
+mod injection_sql;
+
+mod input_limits;
+
 mod mail_headers;
 
 mod mail_smtputf8;

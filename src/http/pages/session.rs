@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::PageError;
 use crate::{
     config::{AdminToken, Role},
-    http::{Admin, auth::Operator, client::Client, problem::Problem},
+    http::{Admin, auth::Operator, client::Client, params, problem::Problem},
 };
 
 /// The cookie's name.
@@ -197,7 +197,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Admin>> for Posted<T> {
         let State(admin) = State(Arc::clone(admin));
         let body = Bytes::from_request(Request::from_parts(parts.clone(), body), &admin)
             .await
-            .map_err(|error| refused(Problem::new(error.status(), error.body_text())))?;
+            .map_err(|error| refused(params::unreadable_body(error.status(), error.body_text())))?;
         let given = url::form_urlencoded::parse(&body).find(|(name, _)| name == CSRF_FIELD).map(|(_, word)| word);
         let is_ours = given.is_some_and(|word| bool::from(word.as_bytes().ct_eq(session.csrf.as_bytes())));
         if !is_ours {

@@ -19,7 +19,7 @@ use super::{
     layout::bare,
     session::{Posted, Secret, same_site, unset_cookie},
 };
-use crate::http::{ADMIN, Admin, client::Client, listener::Refused, problem::Problem, tries::Tried};
+use crate::http::{ADMIN, Admin, client::Client, listener::Refused, params, problem::Problem, tries::Tried};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Next {
@@ -63,7 +63,7 @@ pub(super) async fn sign_in(
     given: Result<Form<Given>, FormRejection>,
 ) -> Result<Response, PageError> {
     same_site(&headers)?;
-    let Form(given) = given.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let Form(given) = given.map_err(|error| params::unreadable_body(error.status(), error.body_text()))?;
     let next = given.next.as_deref();
     let token = match admin.tries.attempt(&admin.http.tokens, given.token.trim(), client.address, Instant::now()) {
         Tried::Right(token) => token,

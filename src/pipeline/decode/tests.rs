@@ -94,7 +94,7 @@ fn what_is_wrong_is_named_with_the_field_and_the_rule() {
         (with("/source", json!("Billing")), "source: must be 1 to 100 of a-z"),
         (with("/templateKey", json!("")), "template_key: must be"),
         (with("/recipients", json!([])), "recipients: is empty"),
-        (with("/recipients", json!(many)), "recipients: has 101 people, more than 100"),
+        (with("/recipients", json!(many)), "recipients: names more than 100 people"),
         (
             with("/recipients/0/displayName", json!("A\r\nBcc: x@example.bj")),
             "recipients[0].display_name: holds a line break",

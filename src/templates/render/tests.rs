@@ -98,16 +98,16 @@ fn size_depth_and_work_are_bounded() {
     let loops = "{{#each a}}{{#each ../a}}{{#each ../../a}}{{/each}}{{/each}}{{/each}}";
     let prints = "{{#> box label=1}}{{#each a}}{{#each ../a}}{{@root.b}}{{/each}}{{/each}}{{/box}}";
     for (html, a, b, want) in [
-        ("{{a}}{{b}}", json!("x".repeat(300_000)), json!(1), "the variables is larger than 262144 bytes"),
+        ("{{a}}{{b}}", json!("x".repeat(300_000)), json!(1), "the variables: more than 262144 bytes; shorten"),
         (
             "{{#each a}}{{@root.b}}{{/each}}{{a}}",
             json!(vec![1; 500]),
             json!("x".repeat(4000)),
-            "html.hbs is larger than 1048576 bytes",
+            "html.hbs: more than 1048576 bytes",
         ),
         (loops, json!(vec![1; 1000]), json!(1), "html.hbs:1: the variables make it repeat too much"),
         (prints, json!(vec![1; 500]), json!("x".repeat(2000)), "html.hbs:1: the variables make it repeat too much"),
-        (&"{{b}}".repeat(2000), json!(1), json!("x".repeat(50_000)), "what html.hbs prints is larger than"),
+        (&"{{b}}".repeat(2000), json!(1), json!("x".repeat(50_000)), "what html.hbs prints: more than"),
     ] {
         let template = template("s", html, "{{a}}{{b}}{{c}}");
         let error = render(&template, &json!({"a": a, "b": b})).expect_err(want);
@@ -118,7 +118,7 @@ fn size_depth_and_work_are_bounded() {
     let error = render(&template, &json!({"a": deep, "b": 1})).expect_err("deep");
     assert_eq!(error, RenderError::TooDeep { name: "a".into() });
     let error = render(&template, &json!({"a": 1, "b": "x".repeat(999)})).expect_err("long");
-    assert_eq!(error.to_string(), "subject.hbs is larger than 998 bytes");
+    assert_eq!(error.to_string(), "subject.hbs: more than 998 bytes; shorten what the variables hold");
 }
 
 #[test]

@@ -35,6 +35,11 @@ impl Visitor {
         Self { http: self.http.clone(), base: daemon.url(""), cookie: self.cookie.clone() }
     }
 
+    /// What the browser keeps.
+    pub fn cookie(&self) -> &str {
+        &self.cookie
+    }
+
     /// A request with the cookie; it is not followed where it leads.
     pub fn send(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base)).header(COOKIE, &self.cookie)

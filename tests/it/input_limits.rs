@@ -1,0 +1,341 @@
+//! Every limit of what others write is named with its figure in the error that it causes, with the setting where there is one,
+//! and with what to do; and `deploy/limits.md` lists them in those words.
+
+use bytes::Bytes;
+use chrono::Utc;
+use postrider::{
+    config::{Environment, PipelineConfig, Settings},
+    email::{
+        EmailAddress, Envelope,
+        attachment::{FileType, check_attachment},
+    },
+    objects::reference::source_of,
+    pipeline::decode::decode,
+    templates::{CompiledTemplate, System, TemplateSource, lint},
+    wire,
+};
+use reqwest::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+
+use crate::support::{
+    daemon::ADMIN_TOKEN,
+    installation::Installation,
+    requests::{self, ticket},
+};
+
+/// One limit, and the error of whoever goes beyond it.
+struct Limit {
+    what: &'static str,
+    /// As the error writes it.
+    figure: String,
+    /// What changes it; nothing: it is the same everywhere.
+    setting: Option<&'static str>,
+    error: String,
+    /// What the error says that can be done.
+    remedy: &'static str,
+}
+
+fn rules() -> PipelineConfig {
+    let nothing = Environment::from_iter(std::iter::empty::<(String, String)>());
+    Settings::read(&nothing, None).pipeline().expect("the defaults are sound")
+}
+
+fn refusal(change: impl FnOnce(&mut wire::EmailRequest)) -> String {
+    let mut request = ticket("ada@example.bj");
+    change(&mut request);
+    let envelope = Envelope::of_nobody("support.p1");
+    let decoded = decode(&envelope, &wire::to_protobuf(&request), &rules(), Utc::now());
+    decoded.expect_err("beyond the limit").to_string()
+}
+
+fn source() -> &'static TemplateSource {
+    requests::templates().iter().find(|source| source.key == "support_ticket_created").expect("a template")
+}
+
+fn rendering(change: impl FnOnce(&mut TemplateSource, &mut Map<String, Value>)) -> String {
+    let (mut source, mut variables) = (source().clone(), source().sample.clone());
+    change(&mut source, &mut variables);
+    let template = CompiledTemplate::compile(&source, 1, 3).unwrap_or_else(|faults| panic!("{faults:?}"));
+    let system = System {
+        request_date: Utc::now(),
+        attachments: &[],
+        support_email: None,
+        support_phone: None,
+        timezone: chrono_tz::Africa::PortoNovo,
+        locale: "fr",
+        unsubscribe_url: None,
+    };
+    template.render(&variables, &system).expect_err("beyond the limit").to_string()
+}
+
+fn saving(change: impl FnOnce(&mut TemplateSource)) -> String {
+    let mut source = source().clone();
+    change(&mut source);
+    let faults = lint(&source);
+    faults.first().expect("a fault").to_string()
+}
+
+fn of_requests() -> Vec<Limit> {
+    let limit =
+        |what, figure: &str, error, remedy| Limit { what, figure: figure.to_owned(), setting: None, error, remedy };
+    let text = |text: String| wire::Value { kind: Some(wire::ValueKind::StringValue(text)) };
+    let deep = (0..40).fold(text("x".to_owned()), |inner, _| wire::Value {
+        kind: Some(wire::ValueKind::ListValue(prost_types::ListValue { values: vec![inner] })),
+    });
+    let with_days = Limit {
+        what: "`not_before` ahead",
+        figure: "30".to_owned(),
+        setting: Some("EMAIL_MAX_NOT_BEFORE_DAYS"),
+        error: refusal(|request| request.not_before = Some(requests::in_seconds(31.0 * 86_400.0))),
+        remedy: "EMAIL_MAX_NOT_BEFORE_DAYS",
+    };
+    vec![
+        limit(
+            "a whole request, bytes",
+            "16777216",
+            {
+                let body = Bytes::from(vec![b'x'; 16 * 1024 * 1024 + 1]);
+                let decoded = decode(&Envelope::of_nobody("support.p1"), &body, &rules(), Utc::now());
+                decoded.expect_err("too large").to_string()
+            },
+            "by reference",
+        ),
+        limit(
+            "recipients",
+            "100",
+            refusal(|request| {
+                request.recipients[0].address = (0..101).map(|n| format!("n{n}@example.bj,")).collect();
+            }),
+            "publish a request for each 100",
+        ),
+        limit(
+            "characters of a name",
+            "255",
+            refusal(|request| request.recipients[0].display_name = "x".repeat(256)),
+            "shorten",
+        ),
+        limit("characters of `locale`", "35", refusal(|request| request.locale = "x".repeat(36)), "shorten"),
+        limit(
+            "characters of `source` and `template_key`",
+            "100",
+            refusal(|request| request.source = "x".repeat(101)),
+            "must be 1 to 100",
+        ),
+        limit(
+            "entries of `metadata`",
+            "32",
+            refusal(|request| request.metadata = (0..33).map(|n| (n.to_string(), String::new())).collect()),
+            "leave some out",
+        ),
+        limit(
+            "characters of a value of `metadata`",
+            "1024",
+            refusal(|request| request.metadata = [("a".to_owned(), "x".repeat(1025))].into()),
+            "shorten",
+        ),
+        limit(
+            "depth of variables",
+            "32",
+            refusal(|request| {
+                request.variables.get_or_insert_default().fields.insert("title".to_owned(), deep);
+            }),
+            "flatten",
+        ),
+        with_days,
+        limit(
+            "attachments",
+            "50",
+            refusal(|request| {
+                for n in 0..51 {
+                    requests::attach(request, &format!("{n}.csv"), "text/csv", &b"a"[..]);
+                }
+            }),
+            "publish several requests",
+        ),
+    ]
+}
+
+fn of_files() -> Vec<Limit> {
+    let check = |bytes: usize| {
+        let file = vec![b'x'; bytes];
+        check_attachment("a.csv", "text/csv", &file, &FileType::ALL, 10 * 1024 * 1024)
+            .expect_err("too large")
+            .to_string()
+    };
+    let long = format!("https://files.rgz.bj/{}", "x".repeat(2048));
+    vec![
+        Limit {
+            what: "bytes of an attachment",
+            figure: "10485760".to_owned(),
+            setting: Some("EMAIL_MAX_ATTACHMENT_SIZE_MB"),
+            error: check(10 * 1024 * 1024 + 1),
+            remedy: "make it smaller",
+        },
+        Limit {
+            what: "types of attachments",
+            figure: "pdf, png, jpg, json, csv".to_owned(),
+            setting: Some("EMAIL_ALLOWED_ATTACHMENT_TYPES"),
+            error: check_attachment("a.exe", "application/x-msdownload", b"MZ", &FileType::ALL, 10)
+                .expect_err("no")
+                .to_string(),
+            remedy: "allowed by",
+        },
+        Limit {
+            what: "bytes of a reference's URI",
+            figure: "2048".to_owned(),
+            setting: None,
+            error: source_of(&long, &postrider::config::AttachmentConfig::default()).expect_err("long").to_string(),
+            remedy: "use s3://",
+        },
+        Limit {
+            what: "octets of an address",
+            figure: "254".to_owned(),
+            setting: None,
+            error: EmailAddress::parse(&format!("a@{}bjx", "abcdefghi.".repeat(25))).expect_err("long").to_string(),
+            remedy: "longer than 254",
+        },
+        Limit {
+            what: "octets before the @",
+            figure: "64".to_owned(),
+            setting: None,
+            error: EmailAddress::parse(&format!("{}@example.bj", "a".repeat(65))).expect_err("long").to_string(),
+            remedy: "longer than 64",
+        },
+    ]
+}
+
+fn of_templates() -> Vec<Limit> {
+    let limit =
+        |what, figure: &str, error, remedy| Limit { what, figure: figure.to_owned(), setting: None, error, remedy };
+    let long = |length: usize| Value::from("x".repeat(length));
+    let html = |html: &str| {
+        format!(
+            "<p>{html}{{{{ticket_number}}}}{{{{title}}}}{{{{priority}}}}</p><a href=\"{{{{url support_link}}}}\">x</a>"
+        )
+    };
+    vec![
+        limit(
+            "bytes of all variables",
+            "262144",
+            rendering(|_, variables| drop(variables.insert("title".into(), long(300_000)))),
+            "shorten",
+        ),
+        limit(
+            "bytes of a subject",
+            "998",
+            rendering(|_, variables| drop(variables.insert("ticket_number".into(), long(1200)))),
+            "shorten",
+        ),
+        limit(
+            "bytes of a rendered part",
+            "1048576",
+            rendering(|source, variables| {
+                source.subject = "s {{ticket_number}}".into();
+                source.html = html("{{#each title}}{{../priority}}{{/each}}");
+                variables.insert("title".into(), json!(vec![1; 1000]));
+                variables.insert("priority".into(), long(2000));
+            }),
+            "shorten",
+        ),
+        limit(
+            "elements that a part may print",
+            "5000000",
+            rendering(|source, variables| {
+                source.html =
+                    html("{{#each title}}{{#each ../title}}{{#each ../../title}}x{{/each}}{{/each}}{{/each}}");
+                source.subject = "s {{ticket_number}}".into();
+                variables.insert("title".into(), json!(vec![1; 1000]));
+            }),
+            "shorten their lists",
+        ),
+        limit(
+            "depth of a variable in a template",
+            "32",
+            rendering(|_, variables| {
+                variables.insert("title".into(), (0..40).fold(json!(1), |inner, _| json!([inner])));
+            }),
+            "flatten",
+        ),
+        limit("bytes of a template's file", "262144", saving(|source| source.html = "x".repeat(262_145)), "at most"),
+        limit("tags of a template's file", "2000", saving(|source| source.html = "{{title}}".repeat(2001)), "at most"),
+        limit(
+            "depth of a template's blocks",
+            "64",
+            saving(|source| source.html = "{{#if title}}".repeat(70) + &"{{/if}}".repeat(70)),
+            "deep",
+        ),
+    ]
+}
+
+fn markdown(limits: &[Limit]) -> String {
+    let mut text = "# Limits\n\nWhat others write is measured before it is worked with. Each limit is told by name in the error of \
+                    whoever goes beyond it, as below; made from those errors by `UPDATE=1 cargo test --test it input_limits`.\n\n\
+                    | what | limit | setting | what the error says |\n|---|---|---|---|\n"
+        .to_owned();
+    for Limit { what, figure, setting, error, .. } in limits {
+        let setting = setting.map_or("fixed".to_owned(), |setting| format!("`{setting}`"));
+        text.push_str(&format!("| {what} | {figure} | {setting} | {} |\n", error.replace('|', "\\|")));
+    }
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_limit_is_told_with_its_figure_its_setting_and_what_to_do() {
+    let mut limits: Vec<Limit> = [of_requests(), of_files(), of_templates()].into_iter().flatten().collect();
+    let post = Installation::start().await;
+    let large = vec![b'x'; 1024 * 1024 + 1];
+    let answer = post
+        .daemon()
+        .ask(Method::POST, "/api/v1/email/suppressions", ADMIN_TOKEN, |request| {
+            request.header("content-type", "application/json").body(large.clone())
+        })
+        .await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+    limits.push(Limit {
+        what: "bytes of a body to the admin listener",
+        figure: "1048576".to_owned(),
+        setting: None,
+        error: answer.json()["detail"].as_str().expect("words").to_owned(),
+        remedy: "send less at once",
+    });
+    let answer = post
+        .daemon()
+        .ask(Method::POST, "/api/v1/email/suppressions/import", ADMIN_TOKEN, |request| {
+            request.header("content-type", "text/csv").body(vec![b'x'; 16 * 1024 * 1024 + 1])
+        })
+        .await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+    limits.push(Limit {
+        what: "MiB of a file of suppressions",
+        figure: "16".to_owned(),
+        setting: None,
+        error: answer.json()["detail"].as_str().expect("words").to_owned(),
+        remedy: "several files",
+    });
+    post.finish().await;
+    for Limit { what, figure, setting, error, remedy } in &limits {
+        assert!(error.contains(figure), "{what}: {error}");
+        assert!(setting.is_none_or(|setting| error.contains(setting)), "{what}: {error}");
+        assert!(error.contains(remedy), "{what}: {error}");
+        assert!(error.len() < 400, "{what}: {error}");
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/limits.md");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, markdown(&limits)).expect("writable");
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        found == markdown(&limits),
+        "deploy/limits.md is not what the errors say; write it again with:\n\n    UPDATE=1 cargo test --test it input_limits\n"
+    );
+}
+
+#[test]
+fn a_million_recipients_are_refused_at_the_hundred_and_first() {
+    let began = std::time::Instant::now();
+    let many: String = (0..1_000_000).map(|n| format!("n{n}@a.bj,")).collect();
+    let error = refusal(|request| request.recipients[0].address = many);
+    assert!(error.contains("more than 100"), "{error}");
+    // Each compared with all before it they would keep a worker busy for an hour.
+    assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", began.elapsed());
+}
