@@ -81,7 +81,7 @@ async fn a_listener_that_is_interrupted_has_done_its_work_and_one_that_is_cut_of
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_there_are_no_events_it_says_why() {
     let post = Installation::prepare(&[]).await;
-    let said = post.run(&["events", "tail"]).await;
+    let said = postrider(&of_a_listener(&post), &["events", "tail"]).await;
     assert!(said.code == 1 && said.err.contains("email.events") && said.err.contains("postrider run"), "{said:?}");
     let mut away = post.variables.clone();
     away.insert("AMQP_URL".to_owned(), "amqp://someone:secret@127.0.0.1:1/%2f".to_owned());
