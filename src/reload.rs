@@ -79,7 +79,8 @@ pub async fn sync_folder(
     let (mut sound, mut faults) = (Vec::with_capacity(sources.len()), Vec::new());
     for source in sources {
         match compile_sound(&source, tries_default) {
-            Ok(compiled) => sound.push((source, compiled)),
+            // Boxed: one of them is kept over each question to the database.
+            Ok(compiled) => sound.push(Box::new((source, compiled))),
             Err(found) => faults.extend(found.iter().map(|fault| format!("{}: {fault}", source.key))),
         }
     }
@@ -87,12 +88,13 @@ pub async fn sync_folder(
         return Err(SyncError::Lint(faults));
     }
     let mut all = Vec::with_capacity(sound.len());
-    for (source, compiled) in sound {
+    for one in sound {
+        let (source, compiled) = &*one;
         let activation = if activate { Activation::Always } else { Activation::OfFirst };
         let edit = Edit { by, expects: Expects::Anything, accepted: &[] };
-        let document = serde_json::to_value(&source).unwrap_or_default();
+        let document = serde_json::to_value(source).unwrap_or_default();
         let added =
-            store.add_template(&head_of(&source, &compiled), &document, &source.checksum(), activation, &edit).await?;
+            store.add_template(&head_of(source, compiled), &document, &source.checksum(), activation, &edit).await?;
         let (version, result) = match added {
             Ok(Added::First) => (1, "added"),
             Ok(Added::Same(version)) => (version, "unchanged"),
@@ -100,6 +102,7 @@ pub async fn sync_folder(
             Ok(Added::Activated(version) | Added::Reactivated(version)) => (version, "activated"),
             Err(refused) => return Err(SyncError::Refused(refused)),
         };
+        let (source, compiled) = *one;
         all.push(Synced { key: source.key, version, result, template: Arc::new(compiled.as_version(version)) });
     }
     Ok(all)

@@ -186,7 +186,7 @@ impl ServerCertVerifier for Telling {
     ) -> Result<ServerCertVerified, Error> {
         let verified = self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         verified.map_err(|error| match error {
-            Error::InvalidCertificate(cause) => Refused::new(cause, end_entity),
+            Error::InvalidCertificate(cause) => Refused::error(cause, end_entity),
             other => other,
         })
     }
@@ -227,7 +227,7 @@ impl ServerCertVerifier for Looking {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        Err(Refused::new(CertificateError::UnknownIssuer, end_entity))
+        Err(Refused::error(CertificateError::UnknownIssuer, end_entity))
     }
 
     fn verify_tls12_signature(
@@ -262,7 +262,7 @@ struct Refused {
 }
 
 impl Refused {
-    fn new(cause: CertificateError, certificate: &CertificateDer<'_>) -> Error {
+    fn error(cause: CertificateError, certificate: &CertificateDer<'_>) -> Error {
         let refused = Self { cause, shown: description(certificate) };
         Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused))))
     }

@@ -121,7 +121,8 @@ pub enum BodyRefusals {
 pub struct Problem {
     status: StatusCode,
     detail: String,
-    more: Option<(&'static str, Value)>,
+    /// Boxed: it is rare, and every fallible function would carry its room.
+    more: Option<Box<(&'static str, Value)>>,
     retry_after: Option<u64>,
 }
 
@@ -152,14 +153,15 @@ impl Problem {
     /// Adds a member of this name, for programs (RFC 9457 §3.2).
     #[must_use]
     pub fn with(self, name: &'static str, value: Value) -> Self {
-        Self { more: Some((name, value)), ..self }
+        Self { more: Some(Box::new((name, value))), ..self }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut body = json!(ProblemDetails::of(self.status, self.detail));
-        if let Some((name, value)) = self.more {
+        if let Some(more) = self.more {
+            let (name, value) = *more;
             body[name] = value;
         }
         let mut response = (self.status, Json(body)).into_response();

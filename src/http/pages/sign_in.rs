@@ -19,7 +19,7 @@ use super::{
     layout::bare,
     session::{Posted, Secret, same_site, unset_cookie},
 };
-use crate::http::{ADMIN, Admin, client::Client, listener::Refused, params, problem::Problem, tries::Tried};
+use crate::http::{ADMIN, Admin, client::Client, listener::Refused, params, tries::Tried};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Next {
