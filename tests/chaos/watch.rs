@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use postrider::metrics::table::INSTRUMENTS;
+use postrider::metrics::{instrument::Instrument, table::INSTRUMENTS};
 
 use crate::support::process::DaemonProcess;
 
@@ -92,7 +92,7 @@ fn note(text: &str, is_first: bool) {
 /// What all daemons have served since the program began.
 pub fn watched() -> Watched {
     let seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-    let described: Vec<String> = INSTRUMENTS.iter().map(|instrument| instrument.prometheus_name()).collect();
+    let described: Vec<String> = INSTRUMENTS.iter().map(Instrument::prometheus_name).collect();
     let missing: Vec<&String> = described.iter().filter(|name| !seen.names.contains(*name)).collect();
     let words = format!(
         "metrics: {} scrapes of {} daemons while all this went on; {} of {} that are described were there, {} belong to what \
