@@ -32,7 +32,7 @@ const WORDS_CHARS_MAX: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     /// Not protobuf, or another message.
-    #[error("the body is not a protobuf {REQUEST_TYPE}: {0}")]
+    #[error("the body is not a protobuf {REQUEST_TYPE}: {}", shortened(&.0.to_string()))]
     Protobuf(#[from] prost::DecodeError),
     /// Not JSON, or not in protobuf's mapping.
     #[error("the body is not {REQUEST_TYPE} in protobuf's JSON mapping: {0}")]
@@ -71,6 +71,11 @@ pub fn from_json(body: &[u8]) -> Result<EmailRequest, WireError> {
 
 /// What a reader of JSON complains about, without the texts that it quotes: they are people's data, and of any length.
 fn without_values(words: &str) -> String {
+    // The only value in quotes of another kind; a field's name in them is what helps.
+    let words = match words.split_once("enum value '").zip(words.rsplit_once('\'')) {
+        Some(((before, _), (_, after))) => &format!("{before}enum value{after}"),
+        None => words,
+    };
     let (mut told, mut quoted, mut escaped) = (String::new(), false, false);
     for c in words.chars() {
         match c {
@@ -84,13 +89,18 @@ fn without_values(words: &str) -> String {
             _ => told.push(c),
         }
     }
-    // A field's name is told as it is; where the fault is stands at the end.
-    let count = told.chars().count();
+    shortened(&told)
+}
+
+/// What is wrong stands at the beginning of a complaint, and where at its end. Between them is a name of any length, or each
+/// level of something nested.
+fn shortened(words: &str) -> String {
+    let count = words.chars().count();
     if count <= WORDS_CHARS_MAX {
-        return told;
+        return words.to_owned();
     }
     let half = WORDS_CHARS_MAX / 2;
-    told.chars().take(half).chain(" ... ".chars()).chain(told.chars().skip(count - half)).collect()
+    words.chars().take(half).chain(" ... ".chars()).chain(words.chars().skip(count - half)).collect()
 }
 
 /// The request as protobuf's JSON mapping, for people.
@@ -154,6 +164,8 @@ mod tests {
             let error = from_json(json.as_bytes()).expect_err(json).to_string();
             assert!(!error.contains("ada"), "{error}");
         }
+        let deep = format!("{{\"variables\":{}1{}}}", "{\"a\":".repeat(60), "}".repeat(60));
+        assert!(from_json(deep.as_bytes()).expect_err("deep").to_string().chars().count() < 500);
         let long = format!("{{\"{}\": 1}}", "x".repeat(100_000));
         assert!(from_json(long.as_bytes()).expect_err("unknown").to_string().chars().count() < 500);
     }

@@ -189,7 +189,7 @@ mod tests {
             ("250 2.6.0 ... taken @ 10:00", "250 2.6.0 ... taken @ 10:00"),
             ("ada@example.bj/x ada@example.bj! (ada@example.bj|y)", "a***@***.bj/x a***@***.bj! (a***@***.bj|y)"),
             ("to ada@example.bj.5.1.1 ...ada@example.bj...", "to a***@***.bj.5.1.1 ...a***@***.bj..."),
-            ("ada@example.bj\u{200B}x", "a***@***.bj\u{200B}x"),
+            ("ada@example.bj\u{FFFD}x", "a***@***.bj\u{FFFD}x"),
             ("x@ada@example.bj- @ada@example.bj_", "x@a***@***.bj- @a***@***.bj_"),
             ("", ""),
             ("...", "..."),

@@ -73,10 +73,10 @@ pub(super) fn check(file: &str, source: &str) -> Result<(), LintFault> {
             depth += 1;
         }
         if depth > 2 * DEPTH_MAX || blocks.len() > DEPTH_MAX {
-            return fault(start, "blocks are nested too deeply");
+            return fault(start, &format!("blocks are nested more than {DEPTH_MAX} deep: make partials of them"));
         }
         if tag_depth(tag) > TAG_DEPTH_MAX {
-            return fault(start, "parentheses are nested too deeply");
+            return fault(start, &format!("parentheses are nested more than {TAG_DEPTH_MAX} deep"));
         }
         position = start + 2;
     }

@@ -35,14 +35,14 @@ pub fn all() -> Vec<Target> {
         Target {
             name: "fuzz_mail",
             tries: "requests in protobuf and JSON, rendered by the repository's templates and built as mails",
-            short: 1500,
+            short: 400,
             full: MILLION,
             run: |order| drive(mail::Mails::new(order.planted), order),
         },
         Target {
             name: "fuzz_dialogue",
             tries: "the answers of a relay, over a socket",
-            short: 1000,
+            short: 600,
             full: MILLION,
             run: |order| drive(dialogue::Dialogue::new(order.planted), order),
         },

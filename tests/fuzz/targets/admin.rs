@@ -164,7 +164,7 @@ const VALUES: &[&str] = &[
 ];
 /// What an answer may be: done, led elsewhere, or refused for what was asked.
 const STATUSES: &[u16] =
-    &[200, 201, 202, 204, 303, 304, 400, 401, 403, 404, 405, 409, 410, 411, 413, 414, 415, 422, 429, 431];
+    &[200, 201, 202, 204, 303, 304, 400, 401, 403, 404, 405, 409, 410, 411, 413, 414, 415, 421, 422, 429, 431];
 /// Headers that our answers have.
 const HEADERS: &[&str] = &[
     "allow",
@@ -269,6 +269,11 @@ impl Admin {
         Self { planted, runtime, installation, cookie, csrf, lines: [None, None] }
     }
 
+    fn address(&self, is_public: bool) -> String {
+        let daemon = self.installation.daemon();
+        if is_public { daemon.public().to_string() } else { daemon.url("").trim_start_matches("http://").to_owned() }
+    }
+
     fn request(&self, asked: &Asked) -> Vec<u8> {
         let mut parts = asked.parts.iter();
         let mut target = String::new();
@@ -292,8 +297,8 @@ impl Admin {
             }
             Body::Bytes(kind, bytes) => (Some(kind.clone()), bytes.clone()),
         };
-        let mut head =
-            format!("{} {target} HTTP/1.1\r\nHost: daemon.test\r\nContent-Length: {}\r\n", asked.method, body.len());
+        let (method, host) = (&asked.method, self.address(asked.is_public));
+        let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n", body.len());
         let mut add = |name: &str, value: &str| {
             let value: String = value.chars().filter(|c| !c.is_control()).take(2000).collect();
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -316,17 +321,12 @@ impl Admin {
     }
 
     async fn ask(&mut self, is_public: bool, request: &[u8]) -> std::io::Result<Answer> {
+        let address = self.address(is_public);
         let line = &mut self.lines[usize::from(is_public)];
         // Once more on a connection of its own: the daemon may have closed an idle one.
         for fresh in [false, true] {
             if fresh || line.is_none() {
-                let daemon = self.installation.daemon();
-                let place = if is_public {
-                    daemon.public().to_string()
-                } else {
-                    daemon.url("").trim_start_matches("http://").to_owned()
-                };
-                let stream = TcpStream::connect(place).await?;
+                let stream = TcpStream::connect(&address).await?;
                 stream.set_nodelay(true)?;
                 *line = Some(stream);
             }

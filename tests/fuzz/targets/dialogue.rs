@@ -304,7 +304,7 @@ async fn say(
     said: &mut Vec<u8>,
 ) -> std::io::Result<bool> {
     let marked = |line: &str| if mark.is_empty() { format!("{line}\r\n") } else { format!("{line} for-{mark};\r\n") };
-    let whole = marked(sound);
+    let (whole, before) = (marked(sound), replies(said).len());
     let pieces: Vec<Vec<u8>> = match answers.next().unwrap_or(&Answer::Sound) {
         Answer::Sound => vec![whole.into()],
         Answer::Lines(count) => {
@@ -325,8 +325,8 @@ async fn say(
         stream.write_all(&piece).await?;
         tokio::task::yield_now().await;
     }
-    // Half a line, or half a reply: nobody would go on.
-    Ok(replies_are_whole(said))
+    // Half a line, half a reply or none at all: the relay would be waited for.
+    Ok(replies_are_whole(said) && replies(said).len() > before)
 }
 
 /// The replies of a connection in order, by a reading of our own: up to where they make no sense.
