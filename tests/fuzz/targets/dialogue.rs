@@ -151,7 +151,7 @@ impl Dialogue {
                 }
                 Outcome::Unknown { .. } => {}
                 Outcome::Deferred { .. } | Outcome::Rejected { .. } => {
-                    holds(!was_taken, "what the relay took is not tried again")?
+                    holds(!was_taken, "what the relay took is not tried again")?;
                 }
             }
             let told = match &outcome {

@@ -81,7 +81,7 @@ pub enum Small {
     Masked(String, String, String),
     FileName(String),
     Reference(String),
-    Headers(Headers),
+    Headers(Box<Headers>),
     Suppressions(Vec<u8>),
 }
 
@@ -298,7 +298,7 @@ impl Subject for Names {
             3 => changed_text(owned(&FILE_NAMES), &["/", "\\", ".", "..", " ", "nul", "\u{202E}", "\u{7F}"]).prop_map(Small::FileName),
             3 => changed_text(owned(&REFERENCES), &["/", "..", "%2e", "%2f", "%00", "@", ":", "#", "?", "\\", "//"])
                 .prop_map(Small::Reference),
-            2 => headers().prop_map(Small::Headers),
+            2 => headers().prop_map(|headers| Small::Headers(Box::new(headers))),
             2 => changed_bytes(
                 FILES.iter().map(|file| file.as_bytes().to_vec()).collect(),
                 &["\"", "'", ",", ";", "=", "+", "-", "@", "\r\n", "address", "hard_bounce", "\u{FEFF}"],
