@@ -105,8 +105,9 @@ async fn main() -> ExitCode {
     }
     let watched = watch::watched();
     println!("{}", watched.words);
-    let mut faults = if is_all { watched.faults } else { Vec::new() };
+    let mut faults = watched.unreadable;
     if args.full && is_all {
+        faults.extend(watched.absent);
         faults.extend(reports.imbalance());
         let requests = reports.totals().account.requests;
         faults.extend((requests < REQUESTS_MIN).then(|| format!("only {requests} requests")));

@@ -49,8 +49,10 @@ struct Seen {
 pub struct Watched {
     /// In one line.
     pub words: String,
-    /// Described metrics that no daemon served, and lines that are none.
-    pub faults: Vec<String>,
+    /// Described metrics that no daemon served: what is rare may not come in the short form.
+    pub absent: Vec<String>,
+    /// Lines that are none.
+    pub unreadable: Vec<String>,
 }
 
 /// Scrapes a daemon until it is gone.
@@ -105,7 +107,7 @@ pub fn watched() -> Watched {
     );
     let absent = missing.iter().filter(|name| !is_elsewhere(name)).map(|name| format!("no daemon served {name}"));
     let unreadable = seen.unreadable.iter().map(|line| format!("no line of metrics: {line}"));
-    Watched { words, faults: absent.chain(unreadable).collect() }
+    Watched { words, absent: absent.collect(), unreadable: unreadable.collect() }
 }
 
 fn is_elsewhere(name: &str) -> bool {
