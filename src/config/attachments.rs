@@ -172,7 +172,8 @@ fn https_hosts(text: &str) -> Parsed<Vec<String>> {
 #[must_use]
 pub(crate) fn host_of(url: &Url) -> Option<String> {
     let host = match url.host()? {
-        Host::Domain(name) => name.trim_end_matches('.').to_owned(),
+        // The dot of the root is another way to write the same name; two are no name at all.
+        Host::Domain(name) => name.strip_suffix('.').unwrap_or(name).to_owned(),
         Host::Ipv4(address) => address.to_string(),
         Host::Ipv6(address) => format!("[{address}]"),
     };

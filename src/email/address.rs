@@ -131,6 +131,10 @@ pub fn mask_all(text: &str) -> String {
                 masked.push_str(&before[..at - local]);
                 masked.push_str(&address.masked());
                 rest = &after[domain..];
+                // Two grown together: what follows the second @ is as personal as what stands before it.
+                while let Some(grown) = rest.strip_prefix('@') {
+                    rest = grown.trim_start_matches(|c: char| c.is_alphanumeric() || matches!(c, '.' | '-'));
+                }
             }
             None => {
                 masked.push_str(&rest[..=at]);
@@ -189,6 +193,7 @@ mod tests {
             ("250 2.6.0 ... taken @ 10:00", "250 2.6.0 ... taken @ 10:00"),
             ("ada@example.bj/x ada@example.bj! (ada@example.bj|y)", "a***@***.bj/x a***@***.bj! (a***@***.bj|y)"),
             ("to ada@example.bj.5.1.1 ...ada@example.bj...", "to a***@***.bj.5.1.1 ...a***@***.bj..."),
+            ("for ada@example.ada@example.bjbj, ada@example.bj@x", "for a***@***.ada, a***@***.bj"),
             ("ada@example.bj\u{FFFD}x", "a***@***.bj\u{FFFD}x"),
             ("x@ada@example.bj- @ada@example.bj_", "x@a***@***.bj- @a***@***.bj_"),
             ("", ""),

@@ -209,6 +209,7 @@ mod tests {
             ("file:///srv/files/%2e%2e/%2E%2E/etc/passwd", "ATTACHMENT_FOLDER"),
             ("file://elsewhere/srv/files/a", "no file of this machine"),
             ("https://files.rgz.bj/\r\nHost: x", "control characters"),
+            ("https://files.rgz.bj../a.pdf", "ATTACHMENT_HTTPS_HOSTS"),
         ] {
             let error = source_of(uri, &allowed()).expect_err(uri).to_string();
             assert!(error.contains(want), "{uri}: {error}");

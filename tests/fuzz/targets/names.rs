@@ -193,7 +193,8 @@ impl Names {
     fn reference(&self, uri: &str) -> Result<Came, String> {
         match source_of(uri, &self.allowed) {
             Ok(Source::Https { host, url }) => {
-                holds(host == "files.rgz.bj" && url.host_str() == Some("files.rgz.bj"), "an allowed host")?;
+                let is_allowed = |host: Option<&str>| matches!(host, Some("files.rgz.bj" | "files.rgz.bj."));
+                holds(host == "files.rgz.bj" && is_allowed(url.host_str()), "an allowed host")?;
                 holds(url.scheme() == "https" && url.username().is_empty() && url.fragment().is_none(), "a bare URL")?;
             }
             Ok(Source::S3 { bucket, key }) => {
