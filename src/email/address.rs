@@ -31,7 +31,7 @@ pub enum AddressError {
     /// A control character, a space or an angle bracket.
     #[error("the address holds a character that is not allowed (U+{0:04X})")]
     Character(u32),
-    /// What is before the `@` is empty, has misplaced dots, or is quoted.
+    /// What is before the `@` is empty, has misplaced dots, is quoted, or looks like an encoded word.
     #[error("the part before the @ is not valid")]
     Local,
     /// More than 64 octets before the `@`.
@@ -60,7 +60,8 @@ impl EmailAddress {
             return Err(AddressError::Character(u32::from(c)));
         }
         let (local, domain) = text.rsplit_once('@').ok_or(AddressError::NoAt)?;
-        if local.is_empty() || local.contains('@') || local.split('.').any(str::is_empty) {
+        // What looks like an encoded word (RFC 2047) is another address to readers who decode it.
+        if local.is_empty() || local.contains('@') || local.contains("=?") || local.split('.').any(str::is_empty) {
             return Err(AddressError::Local);
         }
         if local.len() > LOCAL_BYTES_MAX {
@@ -224,6 +225,7 @@ mod tests {
             ("a\0@example.bj", AddressError::Character(0)),
             ("a@b@example.bj", AddressError::Local),
             (".a@example.bj", AddressError::Local),
+            ("=?utf-8?B?eA==?=a@example.bj", AddressError::Local),
             ("a@localhost", AddressError::Domain),
             ("a@127.0.0.1", AddressError::Domain),
             ("a@-x..bj", AddressError::Domain),

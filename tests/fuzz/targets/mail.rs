@@ -142,7 +142,7 @@ impl Mails {
     /// The code under test; where a fault is planted, some names become a header.
     fn build(&self, parts: &MessageParts<'_>) -> Result<Vec<u8>, mime::MimeError> {
         let mut built = mime::build(parts)?;
-        if self.planted && parts.to_name.is_some_and(|name| name.contains("=?")) {
+        if self.planted && parts.to_name.is_some_and(|name| name.contains('<')) {
             let end = built.windows(2).position(|two| two == b"\r\n").unwrap_or_default();
             built.splice(end..end, *b"\r\nX-Planted: 1");
         }
