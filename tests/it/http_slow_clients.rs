@@ -163,8 +163,11 @@ async fn one_address_does_not_take_all_connections() {
     };
     let of_one = from_one(6, 12).await;
     until("its own limit holds", async || (count().await - mine - 4.0).abs() < 0.5).await;
+    // Who says nothing is sent away after a while: the two are not counted together, or a slow machine never sees both.
+    drop(of_one);
+    until("they are gone", async || (count().await - mine).abs() < 0.5).await;
     let of_proxy = from_one(7, 8).await;
-    until("a proxy has more", async || (count().await - mine - 12.0).abs() < 0.5).await;
-    drop((of_one, of_proxy));
+    until("a proxy has more", async || (count().await - mine - 8.0).abs() < 0.5).await;
+    drop(of_proxy);
     post.finish().await;
 }

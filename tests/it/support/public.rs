@@ -104,7 +104,10 @@ impl Public {
 
 /// RFC 8058 §3.1: whoever posts follows no redirect.
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().expect("a client")
+    // A connection for each request: what was answered before its body was read is closed, and whoever takes that one up again
+    // in the same moment hears nothing.
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).pool_max_idle_per_host(0);
+    client.build().expect("a client")
 }
 
 async fn said(answer: Response) -> (StatusCode, String) {
