@@ -236,6 +236,18 @@ fn content_found(kind: FileType, bytes: &[u8]) -> Option<&'static str> {
 /// A file name without a path, without characters that headers or file systems stumble over, of at most 255 characters.
 #[must_use]
 pub fn clean_file_name(name: &str) -> String {
+    let mut cleaned = cleaned_once(name);
+    // What was cut off may leave another ending, and that other blanks and dots before it: each round leaves less.
+    loop {
+        let again = cleaned_once(&cleaned);
+        if again == cleaned {
+            return cleaned;
+        }
+        cleaned = again;
+    }
+}
+
+fn cleaned_once(name: &str) -> String {
     let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let kept: String = name
         .chars()
@@ -366,6 +378,8 @@ mod tests {
         ] {
             assert_eq!(clean_file_name(given), want, "{given:?}");
         }
+        let cut = clean_file_name(&format!("{}.=?utf-8..?Q?a=0D=0ABcc:_x?=htaccess", "1844".repeat(62)));
+        assert_eq!(clean_file_name(&cut), cut);
         let long = clean_file_name(&format!("{}.pdf", "é".repeat(400)));
         assert_eq!((long.chars().count(), long.ends_with("é.pdf")), (255, true));
     }

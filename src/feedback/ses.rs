@@ -15,6 +15,8 @@ use crate::email::{
 const WORD_CHARS_MAX: usize = 50;
 /// Longest text of a far server that is kept.
 const DIAGNOSTIC_CHARS_MAX: usize = 1000;
+/// Of a longer one no more is looked at: enough that what is kept ends before it, however much is masked.
+const DIAGNOSTIC_CHARS_READ: usize = 32 * DIAGNOSTIC_CHARS_MAX;
 
 /// Reads what SES published at `published_at`.
 #[must_use]
@@ -98,7 +100,8 @@ fn recipients(named: Option<&Value>, mail: &Value, details: &Value) -> Vec<ToldR
             // A name, or an object with more about it.
             let address = entry.as_str().or_else(|| text(entry, "/emailAddress"))?;
             let diagnostic = text(entry, "/diagnosticCode").or_else(|| text(entry, "/status")).or(of_all);
-            let diagnostic = diagnostic.map(|words| words.chars().filter(|c| !c.is_control()).collect::<String>());
+            let diagnostic = diagnostic
+                .map(|words| words.chars().filter(|c| !c.is_control()).take(DIAGNOSTIC_CHARS_READ).collect::<String>());
             let diagnostic = diagnostic.map(|words| mask_all(&words).chars().take(DIAGNOSTIC_CHARS_MAX).collect());
             Some(ToldRecipient { address: bare(address).to_owned(), diagnostic })
         })

@@ -258,7 +258,7 @@ fn rcpt_command(mail: &OutgoingMail) -> String {
 
 async fn envelope_step_by_step(connection: &mut Connection, mail: &OutgoingMail) -> Result<(), SendReport> {
     if connection.needs_reset {
-        write(connection, Phase::Mail, b"RSET\r\n", 1).await?;
+        write_in_turn(connection, Phase::Mail, b"RSET\r\n").await?;
         finish_reset(connection, mail).await?;
     }
     let (sender, recipient) = (mail_command(connection, mail), rcpt_command(mail));
@@ -267,7 +267,7 @@ async fn envelope_step_by_step(connection: &mut Connection, mail: &OutgoingMail)
         (Phase::Rcpt, &recipient, DONE, Point::Rcpt),
         (Phase::Data, "DATA\r\n", GO_AHEAD, Point::Data),
     ] {
-        write(connection, phase, command.as_bytes(), 1).await?;
+        write_in_turn(connection, phase, command.as_bytes()).await?;
         faults::reached(written);
         step(connection, mail, phase, &wanted).await?;
     }
@@ -403,6 +403,15 @@ async fn broken_off(connection: &mut Connection, mail: &OutgoingMail, fault: Lin
 
 async fn write(connection: &mut Connection, phase: Phase, bytes: &[u8], replies: u32) -> Result<(), SendReport> {
     connection.write(bytes, replies).await.map_err(|fault| SendReport::Broken { phase, fault })
+}
+
+/// Writes a command that is answered before the next one. A reply that came before it would be taken for its own.
+async fn write_in_turn(connection: &mut Connection, phase: Phase, command: &[u8]) -> Result<(), SendReport> {
+    if let Some(fault) = connection.out_of_turn() {
+        connection.spoil();
+        return Err(SendReport::Broken { phase, fault });
+    }
+    write(connection, phase, command, 1).await
 }
 
 async fn step(

@@ -231,6 +231,21 @@ async fn a_reply_too_many_never_reaches_the_next_mail() {
 }
 
 #[tokio::test]
+async fn a_go_ahead_before_its_time_is_none() {
+    for phase in [Phase::Mail, Phase::Rcpt] {
+        let relay = relay_with_pipelining(false).await;
+        relay.script(Rule::at(phase, Act::bytes(b"250 ok\r\n354 go ahead\r\n")).once());
+        let relays = relays(&relay.smtp_config());
+        let report = send(&relays, "a@example.bj", MESSAGE.as_bytes()).await;
+        assert!(
+            matches!(&report, SendReport::Broken { phase: at, fault: LinkFault::BadReply } if *at > phase),
+            "{phase}: {report:?}"
+        );
+        assert_accepted(&send(&relays, "b@example.bj", MESSAGE.as_bytes()).await);
+    }
+}
+
+#[tokio::test]
 async fn a_refused_recipient_costs_no_connection() {
     for pipelining in [true, false] {
         for (phase, line, code) in [
