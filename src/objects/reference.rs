@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is refused here is refused for ever by the same settings: the same bytes fail again.
 
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 
 use object_store::path::Path;
 use url::Url;
@@ -144,6 +144,10 @@ fn file(uri: &str, allowed: &AttachmentConfig) -> Result<Source, BadReference> {
     // The parser resolves `..` also where it is percent-encoded, so that what is compared is what is opened.
     let url = Url::parse(uri).map_err(|_| BadReference::Uri("is not a URL"))?;
     let path = url.to_file_path().map_err(|()| BadReference::Uri("names no file of this machine"))?;
+    // A slash that is percent-encoded is none to the parser, and one in the path.
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(BadReference::Folder);
+    }
     match &allowed.folder {
         Some(folder) if path.starts_with(folder) && path != *folder => Ok(Source::File { path }),
         Some(_) | None => Err(BadReference::Folder),
@@ -206,6 +210,7 @@ mod tests {
             ("file:///srv/files", "ATTACHMENT_FOLDER"),
             ("file:///srv/files-of-others/a", "ATTACHMENT_FOLDER"),
             ("file:///srv/files/../../etc/passwd", "ATTACHMENT_FOLDER"),
+            ("file:///srv/files/%2e%2e%2f%2e%2e%2fetc/passwd", "ATTACHMENT_FOLDER"),
             ("file:///srv/files/%2e%2e/%2E%2E/etc/passwd", "ATTACHMENT_FOLDER"),
             ("file://elsewhere/srv/files/a", "no file of this machine"),
             ("https://files.rgz.bj/\r\nHost: x", "control characters"),
