@@ -150,7 +150,7 @@ pub fn mask_all(text: &str) -> String {
 /// The longest address around an `@`, and how many bytes of it stand on either side. What stands beside it may look like a part
 /// of it: `<ada@example.bj>:`, `ada@example.bj/x`, `...ada@example.bj.5.1.1`.
 fn address_around(before: &str, after: &str) -> Option<(EmailAddress, usize, usize)> {
-    let ends_local = |c: char| c.is_whitespace() || c.is_control() || "<>()[]\\,;:\"'".contains(c);
+    let ends_local = |c: char| c.is_whitespace() || c.is_control() || "<>()[]\\,;:\"".contains(c);
     let local = before.rsplit(ends_local).next()?.rsplit("..").next()?.trim_start_matches('.');
     let local = &local[local.ceil_char_boundary(local.len().saturating_sub(LOCAL_BYTES_MAX))..].trim_start_matches('.');
     let is_ascii = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
@@ -195,6 +195,7 @@ mod tests {
             ("ada@example.bj/x ada@example.bj! (ada@example.bj|y)", "a***@***.bj/x a***@***.bj! (a***@***.bj|y)"),
             ("to ada@example.bj.5.1.1 ...ada@example.bj...", "to a***@***.bj.5.1.1 ...a***@***.bj..."),
             ("for ada@example.ada@example.bjbj, ada@example.bj@x", "for a***@***.ada, a***@***.bj"),
+            ("o'neil@example.bj and o'@example.bj'", "o***@***.bj and o***@***.bj'"),
             ("ada@example.bj\u{FFFD}x", "a***@***.bj\u{FFFD}x"),
             ("x@ada@example.bj- @ada@example.bj_", "x@a***@***.bj- @a***@***.bj_"),
             ("", ""),
