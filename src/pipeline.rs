@@ -19,6 +19,8 @@
 //!
 //! Invariant: write, act, write, ack. The row says `sending` before the first SMTP byte, the outcome is committed after the
 //! last one, and only then is the delivery settled.
+//! Invariant: who has the mail is known by the rows, in the fast lane by the copy as well: a daemon without a database may have
+//! sent it, and its journal may still be on its way.
 //! Invariant: a delivery that cannot be settled is dropped unacknowledged. Nothing is lost: the broker has it.
 
 /// Stage 2.
@@ -85,7 +87,7 @@ use self::{
     decode::Decoded,
     fetch::{Archive, Fetched, Missing, may_have_words},
     message::Message,
-    pending::Tries,
+    pending::{Left, Tries},
     quarantine::Suspicion,
     render::Rendering,
 };
@@ -421,6 +423,9 @@ impl Pipeline {
         standing: Standing,
         place: Option<crate::smtp::Place>,
     ) -> Fate {
+        if !message.is_pending(index) {
+            return self.fate_of(message, index, standing);
+        }
         let (standing, place) = match standing {
             // It became due after its attachments would have been fetched.
             Standing::Ready if message.request.has_references() => {
@@ -443,6 +448,14 @@ impl Pipeline {
 
     /// What becomes of a recipient that is not sent to now.
     fn fate_of(&self, message: &Message<'_>, index: usize, standing: Standing) -> Fate {
+        match message.left(index) {
+            Some(Left::Pending(_)) => {}
+            // It failed without the database, and its row does not say so yet.
+            Some(Left::Owed(tries)) if matches!(standing, Standing::Busy(..)) => return Fate::Owed(tries),
+            Some(Left::Owed(_)) => {}
+            // It got its mail, whatever its row says so far.
+            None => return Fate::Duplicate,
+        }
         match standing {
             // A claim is only asked for with a place in hand; whatever else this is, it is looked at again later.
             Standing::Claimed(_) | Standing::Ready => Fate::Wait(Duration::ZERO, Tries::default()),

@@ -218,6 +218,7 @@ impl Link {
         let (host, port) = (uri.authority.host.clone(), uri.authority.port);
         let has_password = uri.query.auth_mechanism != Some(SASLMechanism::External);
         let tls = self.tls.clone();
+        let shows_certificate = tls.as_ref().is_some_and(|tls| tls.client_auth_cert_resolver.has_certs());
         let runtime = lapin::runtime::default_runtime()?;
         let dial = async move |uri: AMQPUri, runtime| {
             let AMQPAuthority { host, port, .. } = uri.authority;
@@ -232,7 +233,7 @@ impl Link {
             }
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connector(uri, runtime, dial, properties)).await {
-            Ok(made) => made.map_err(|error| explain(error, &host, port, has_password)),
+            Ok(made) => made.map_err(|error| explain(error, &host, port, has_password, shows_certificate)),
             Err(_) => Err(BrokerError::TimedOut { limit: CONNECT_TIMEOUT, doing: "connecting" }),
         }
     }
@@ -258,13 +259,19 @@ impl Link {
 }
 
 /// Why there is no connection, and what to do, where the broker or the system says so clearly.
-fn explain(error: lapin::Error, host: &str, port: u16, has_password: bool) -> BrokerError {
+fn explain(error: lapin::Error, host: &str, port: u16, has_password: bool, shows_certificate: bool) -> BrokerError {
     let words = match error.kind() {
         ErrorKind::IOError(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
             format!("nothing listens at {host}:{port}; check host and port, and whether RabbitMQ runs")
         }
         ErrorKind::IOError(io) => match tls::words(io, &BROKER) {
             Some(words) => words,
+            // TLS 1.3 judges our certificate when we think the handshake over, and what the broker says of it is lost when it
+            // resets the connection in the same moment.
+            None if shows_certificate && is_hang_up(io) => format!(
+                "the broker at {host}:{port} hung up right behind the TLS handshake, as one does that does not take \
+                 AMQP_CLIENT_CERT_FILE; its log says why"
+            ),
             None => return BrokerError::Amqp(error),
         },
         ErrorKind::ProtocolError(said) if said.get_id() == 403 && !has_password => format!(
@@ -280,6 +287,12 @@ fn explain(error: lapin::Error, host: &str, port: u16, has_password: bool) -> Br
         _ => return BrokerError::Amqp(error),
     };
     BrokerError::Unreachable(words)
+}
+
+/// Whether the other side is gone without a word.
+fn is_hang_up(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Io;
+    matches!(error.kind(), Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe | Io::UnexpectedEof)
 }
 
 /// The URL, with a heartbeat unless it has one: without it a peer that vanished is noticed by nobody.

@@ -14,7 +14,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    CRASHES_MAX, Carried, Fate, Pipeline, fetch::Missing, pending::Tries, render::Rendering, settlement::Settlement,
+    CRASHES_MAX, Carried, Fate, Pipeline,
+    fetch::Missing,
+    pending::{Left, Pending, Tries},
+    render::Rendering,
+    settlement::Settlement,
 };
 use crate::{
     broker::Delivery,
@@ -57,6 +61,8 @@ pub(super) struct Message<'a> {
     missing: Option<Missing>,
     /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
     identities: Vec<Identity>,
+    /// Who is still to get it, as a copy in the fast lane says; nothing: everybody, as far as that can tell.
+    pending: Option<Pending>,
     unknown: UnknownRule,
     /// How many such mails each recipient may get, and where days begin.
     limit: RateLimit,
@@ -95,6 +101,10 @@ impl<'a> Message<'a> {
                 Identity { id: row_id(published_at, request.id, &hash), token: Uuid::new_v4(), hash }
             })
             .collect();
+        // Only this lane goes without rows, and only rows know whom a replay reopened.
+        let told = envelope.pending.as_deref().filter(|_| envelope.lane == Lane::Fast && envelope.generation == 0);
+        let pending = told.and_then(Pending::read);
+        let pending = pending.filter(|pending| pending.speaks_of(identities.iter().map(|identity| &identity.hash)));
         let unknown = pipeline.unknown_rule(envelope.lane, rendering.manifest());
         let limit = rendering.manifest().map_or(RateLimit::Unlimited, |manifest| pipeline.limit_of(manifest));
         let claims = pipeline.store.at_work(identities.iter().map(|identity| identity.token).collect());
@@ -115,6 +125,7 @@ impl<'a> Message<'a> {
             files_are_kept: false,
             missing: None,
             identities,
+            pending,
             unknown,
             limit,
             timezone: pipeline.mail.timezone,
@@ -138,6 +149,19 @@ impl<'a> Message<'a> {
     /// The keyed hash of a recipient's address.
     pub(super) fn hash(&self, index: usize) -> &[u8; 32] {
         &self.identities[index].hash
+    }
+
+    /// Where a recipient stands, as the delivery itself says; nothing: it is over for this one.
+    pub(super) fn left(&self, index: usize) -> Option<Left> {
+        match &self.pending {
+            None => Some(Left::Pending(Tries::default())),
+            Some(pending) => pending.left(self.hash(index)),
+        }
+    }
+
+    /// Whether a recipient is still to get it, as far as the delivery itself can tell.
+    pub(super) fn is_pending(&self, index: usize) -> bool {
+        matches!(self.left(index), Some(Left::Pending(_)))
     }
 
     /// What a recipient's row is called, and the token of its claim.
@@ -261,6 +285,7 @@ impl<'a> Message<'a> {
     /// Whether this recipient could be sent to right now, as far as the request alone tells.
     fn is_sendable(&self, index: usize, now: DateTime<Utc>) -> bool {
         self.rendering.words.is_ok()
+            && self.is_pending(index)
             // They are fetched when it is due; what became due since is looked at again.
             && !self.request.has_references()
             && self.recipients[index].address.is_ok()
@@ -273,6 +298,9 @@ impl<'a> Message<'a> {
     }
 
     fn initial(&self, index: usize, claimed: Option<usize>, now: DateTime<Utc>) -> Initial {
+        if !self.is_pending(index) {
+            return Initial::Told;
+        }
         if let Err(bad) = &self.recipients[index].address {
             return Initial::Fail(Reason::BadAddress, bad.error.to_string());
         }

@@ -66,6 +66,12 @@ impl Pending {
     pub(super) fn left(&self, hash: &[u8; 32]) -> Option<Left> {
         self.by_hash.get(&short(hash)).copied()
     }
+
+    /// Whether it speaks of any of these recipients. One that does not was written under another key of the addresses'
+    /// hashes, and says nothing of who has got the request.
+    pub(super) fn speaks_of<'a>(&self, mut hashes: impl Iterator<Item = &'a [u8; 32]>) -> bool {
+        hashes.any(|hash| self.left(hash).is_some())
+    }
 }
 
 fn short(hash: &[u8; 32]) -> String {
@@ -90,6 +96,8 @@ mod tests {
             assert_eq!(read.left(hash), Some(left));
         }
         assert_eq!(read.left(&eve), None, "it is over for her");
+        assert!(read.speaks_of([&eve, &joe].into_iter()));
+        assert!(!read.speaks_of([&eve, &[9; 32]].into_iter()), "another key's");
         let wrong = ["", "x", "0101010101010101", "0101010101010101:1", "zz01010101010101:1:2"];
         for wrong in wrong.into_iter().chain(["0101010101010101:1:2:3", "0101010101010101:1:2:!:"]) {
             assert_eq!(Pending::read(wrong), None, "{wrong}");

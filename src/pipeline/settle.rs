@@ -108,8 +108,10 @@ impl Pipeline {
             }
         };
         for entry in &afterwards {
-            let settled = journal::outgoing(&entry.settled(), &[]);
-            is_ready_to_ack = is_ready_to_ack && self.publish_patiently(lane, &settled).await;
+            // While a copy waits for the others, the letter about this one is still owed.
+            let is_owed = entry.owes_a_letter() && !matches!(settlement, Settlement::Dead(_));
+            let entry = if is_owed { journal::outgoing(entry, &[]) } else { journal::outgoing(&entry.settled(), &[]) };
+            is_ready_to_ack = is_ready_to_ack && self.publish_patiently(lane, &entry).await;
         }
         if !is_ready_to_ack {
             // The daemon stops: dropped unacknowledged, the broker delivers it again, to a daemon that can settle it.

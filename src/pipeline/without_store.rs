@@ -22,7 +22,7 @@ use super::{
     fetch::{Archive, Fetched, Missing},
     memory::Known,
     message::{Message, attachment_rows},
-    pending::{Left, Pending, Tries},
+    pending::{Left, Tries},
     settlement::Settlement,
 };
 use crate::{
@@ -76,21 +76,19 @@ impl Pipeline {
             return Err(Halt::Away);
         }
         self.metrics.accepted(envelope.lane, rendering.label());
-        let pending = envelope.pending.as_deref().and_then(Pending::read);
-        let journeys = (0..message.len()).map(|index| self.one_without_store(&message, index, pending.as_ref()));
+        let journeys = (0..message.len()).map(|index| self.one_without_store(&message, index));
         let at_once = recipients_at_once(message.bytes(delivery.body.len()));
         let fates: Vec<Fate> = stream::iter(journeys.collect::<Vec<_>>()).buffered(at_once).collect().await;
         Ok(message.carried(&fates))
     }
 
-    async fn one_without_store(&self, message: &Message<'_>, index: usize, pending: Option<&Pending>) -> Fate {
+    async fn one_without_store(&self, message: &Message<'_>, index: usize) -> Fate {
         let (request, hash) = (message.request.id, message.hash(index));
-        let told = match pending.map(|pending| pending.left(hash)) {
-            None => Tries::default(),
-            Some(Some(Left::Pending(tries))) => tries,
-            Some(Some(Left::Owed(tries))) if !self.memory.knows(request, hash) => return Fate::Owed(tries),
-            Some(Some(Left::Owed(tries))) => tries,
-            Some(None) => return Fate::Duplicate,
+        let told = match message.left(index) {
+            Some(Left::Pending(tries)) => tries,
+            Some(Left::Owed(tries)) if !self.memory.knows(request, hash) => return Fate::Owed(tries),
+            Some(Left::Owed(tries)) => tries,
+            None => return Fate::Duplicate,
         };
         let is_doubtful = message.is_doubtful() && !self.memory.knows(request, hash);
         let taken = match self.memory.take(request, message.request.payload_hash, hash) {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use lapin::{options::BasicConsumeOptions, types::FieldTable};
 use postrider::email::Phase;
 
 use crate::support::{
@@ -10,7 +11,7 @@ use crate::support::{
     database::HASH_KEY,
     installation::Installation,
     proxy::Proxy,
-    relay::{Act, Rule},
+    relay::{Act, RelayLog, Rule},
     requests::{id, incident, reminder, sample, ticket},
     wait::until,
 };
@@ -151,6 +152,50 @@ async fn what_another_daemon_sent_without_its_database_is_known_to_those_that_ha
     post.publish(&alert).await;
     post.wait_until_idle().await;
     assert_eq!(post.relay.log().mails.len(), 2);
+    post.finish().await;
+}
+
+/// One daemon sends what it can without the database; the copies for the rest go to another that has it, while somebody else
+/// holds what the first one told the journal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_with_the_database_takes_a_copys_word_for_who_is_over_until_the_journal_is_written() {
+    // Long enough that the first daemon takes no copy again before it is stopped.
+    let (mut post, line) = with_line(&[("EMAIL_LADDER_FAST", "5s,6s,7s,8s")]).await;
+    post.start_daemon().await;
+    lose_the_database(&post, &line).await;
+    let hands = post.broker.channel().await;
+    let (queue, tag) = ("email.audit".into(), "another-daemon".into());
+    let held = hands.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default()).await;
+    let held = held.expect("it is consumed");
+    post.relay.script(Rule::at(Phase::FinalDot, Act::reply("451 4.3.0 later")).to("noc"));
+    post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to("gone"));
+    let (patient, gone) = (incident("duty@example.bj"), incident("gone@example.bj"));
+    post.broker.publish_all(&[patient.clone(), gone.clone()]).await;
+    until("the NOC waits for both", async || post.broker.retry_copies().await == 2).await;
+    assert_eq!(post.stop_daemon().await, std::process::ExitCode::SUCCESS);
+    // Whoever has failed would get it now.
+    post.relay.behave();
+    let direct = post.database.url().to_owned();
+    post.variables.insert("DATABASE_URL".to_owned(), direct);
+    post.start_daemon().await;
+    let has_both = |log: &RelayLog| log.accepted().filter(|mail| mail.to == ["noc@rgz.bj"]).count() == 2;
+    post.relay.wait_until("the NOC has both", has_both).await;
+    let waiting: Vec<_> = post.database.rows(id(&patient)).await.into_iter().map(|row| row.status).collect();
+    assert_eq!(waiting, ["queued", "sent"], "the first is for the journal to tell");
+
+    // It gives back what it held, and the journal is written.
+    drop(held);
+    hands.close(200, "done".into()).await.expect("it closes");
+    let rows = post.database.wait_for(id(&patient), "sent").await;
+    assert!(rows.iter().all(|row| row.sent_at.is_some()), "{rows:?}");
+    let letter = post.database.wait_for_letter(id(&gone)).await;
+    assert_eq!(letter.reason, "rejected");
+    assert_eq!(letter.header("x-recipients")[0]["address"], "gone@example.bj");
+    post.wait_until_settled().await;
+    let rows = post.database.rows(id(&gone)).await;
+    let ended: Vec<_> = rows.iter().map(|row| row.status.as_str()).collect();
+    assert_eq!(ended, ["failed", "sent"]);
+    assert_eq!(post.relay.log().accepted().count(), 3, "nobody got two, and whoever had failed got none");
     post.finish().await;
 }
 

@@ -306,7 +306,7 @@ impl<'a> MessageColumns<'a> {
         let (status, token, due_at, reason, error) = match &recipient.initial {
             Initial::Claim(_) if must_wait => (Status::Queued, None, None, None, None),
             Initial::Claim(token) => (Status::Sending, Some(*token), None, None, None),
-            Initial::Wait => (Status::Queued, None, None, None, None),
+            Initial::Wait | Initial::Told => (Status::Queued, None, None, None, None),
             Initial::NotBefore(at) => (Status::Queued, None, Some(*at), None, None),
             Initial::Fail(reason, error) => (Status::Failed, None, None, Some(*reason), Some(error.as_str())),
             Initial::Expired => (Status::Expired, None, None, None, None),

@@ -142,6 +142,12 @@ impl Entry {
         settled
     }
 
+    /// Whether a dead letter belongs to it, and not a copy.
+    #[must_use]
+    pub fn owes_a_letter(&self) -> bool {
+        self.ended().is_some_and(|(ended, status)| status == Status::Failed || ended.held)
+    }
+
     pub(super) fn ended(&self) -> Option<(&Ended, Status)> {
         match &self.step {
             Step::Sending => None,

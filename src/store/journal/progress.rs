@@ -11,7 +11,9 @@ pub(super) enum Progress {
     Held,
     /// Given up.
     Failed,
-    /// The relay has it, or policy said no: over.
+    /// Policy said no. One daemon may say so while another one, which cannot reach the database, has sent it.
+    Stopped,
+    /// The relay has it: over.
     Over,
 }
 
@@ -24,13 +26,8 @@ impl Progress {
             Status::Unknown if held => Self::Held,
             Status::Unknown => Self::Tried(2 * deferrals - 1),
             Status::Failed => Self::Failed,
-            Status::Sent
-            | Status::Delivered
-            | Status::Bounced
-            | Status::Complaint
-            | Status::Suppressed
-            | Status::RateLimited
-            | Status::Expired => Self::Over,
+            Status::Suppressed | Status::RateLimited | Status::Expired => Self::Stopped,
+            Status::Sent | Status::Delivered | Status::Bounced | Status::Complaint => Self::Over,
         }
     }
 
@@ -59,6 +56,7 @@ mod tests {
             Progress::of_step(2, None),
             Progress::of_step(2, Some((Status::Unknown, true))),
             Progress::of_step(2, Some((Status::Failed, false))),
+            Progress::of_step(2, Some((Status::Suppressed, false))),
             Progress::of_step(2, Some((Status::Sent, false))),
         ];
         assert!(steps.is_sorted_by(|a, b| a < b), "{steps:?}");
