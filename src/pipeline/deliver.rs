@@ -280,7 +280,7 @@ impl Pipeline {
         let fresh = message.rendering.words.as_ref().ok().map(Arc::as_ref);
         // What an earlier try said is said again, whatever has become of the template since.
         let words: &Words = claim.words.as_ref().or(fresh).ok_or("there is nothing to send")?;
-        let _desk = self.quarantine.desk().await;
+        let _desk = self.quarantine.desk_on_wire().await;
         self.make(&Making {
             request: message.request,
             recipient: message.recipient(index),

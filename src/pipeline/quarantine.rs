@@ -6,6 +6,8 @@
 //!
 //! Invariant: nobody waits long for a suspect. A rehearsal is as short as a rendering; beside a mail that is sent alone
 //! others wait `BESIDE_WAIT_MAX` at most, and then it does not count as alone.
+//! Invariant: while a mail on the wire has its mark, nothing else is decoded, rendered, rehearsed, built or sent. Whoever does
+//! not wait any longer has the mark taken away first: what takes the daemon down then is not blamed on it.
 
 use std::{
     collections::HashMap,
@@ -73,6 +75,8 @@ struct Wire {
     is_claimed: bool,
     /// Somebody else has come beside who is alone.
     is_disturbed: bool,
+    /// Who is alone has its mark, or is about to have it: a crash would be its own.
+    is_marked: bool,
 }
 
 /// A mail on the wire; not there any more when it is dropped.
@@ -98,9 +102,32 @@ impl Default for Quarantine {
 }
 
 impl Quarantine {
-    /// For work on the processor: beside others, but never beside a rehearsal.
+    /// For work on the processor: beside others, but never beside a rehearsal, and not beside a mail that has its mark.
     pub(super) async fn desk(&self) -> RwLockReadGuard<'_, ()> {
+        loop {
+            self.until_unmarked().await;
+            let desk = self.desk.read().await;
+            // Marks are made by who has the desk to itself.
+            if !self.wire.borrow().is_marked {
+                return desk;
+            }
+        }
+    }
+
+    /// The same for the work of a mail that is on the wire: that has waited for its turn there, or has the mark itself.
+    pub(super) async fn desk_on_wire(&self) -> RwLockReadGuard<'_, ()> {
         self.desk.read().await
+    }
+
+    /// Waits a moment for a mail that has its mark; then it is disturbed, and its mark taken away.
+    async fn until_unmarked(&self) {
+        let mut changes = self.wire.subscribe();
+        // The sender lives in self, so only the time can run out.
+        if timeout(self.beside_wait_max, changes.wait_for(|wire| !wire.is_marked)).await.is_err() {
+            self.wire.send_modify(|wire| wire.is_disturbed |= wire.is_marked);
+            // Taking a mark away has its own limit.
+            let _ = changes.wait_for(|wire| !wire.is_marked).await;
+        }
     }
 
     /// For sending: beside others. Waits a moment for who is alone.
@@ -112,7 +139,9 @@ impl Quarantine {
             wire.busy += 1;
             wire.is_disturbed |= wire.is_claimed;
         });
-        OnWire { wire: &self.wire, alone: None }
+        let on_wire = OnWire { wire: &self.wire, alone: None };
+        let _ = changes.wait_for(|wire| !wire.is_marked).await;
+        on_wire
     }
 
     /// For sending alone; nothing when the others cannot be waited for. Who wants to be alone takes turns.
@@ -123,12 +152,13 @@ impl Quarantine {
         let claim = OnWire { wire: &self.wire, alone: Some(turn) };
         let mut changes = self.wire.subscribe();
         timeout(self.drain_max, changes.wait_for(|wire| wire.busy == 0)).await.ok()?.ok()?;
+        // Nobody is at the desk either, and nothing is rehearsed: whoever comes from here on sees the mark.
+        let quiet = async { (self.rehearsal.lock().await, self.desk.write().await) };
+        let _quiet = timeout(self.drain_max, quiet).await.ok()?;
+        self.wire.send_modify(|wire| wire.is_marked = !wire.is_disturbed);
         // Read apart from the claim's end: it writes what is read here.
-        let is_disturbed = self.wire.borrow().is_disturbed;
-        if is_disturbed {
-            return None;
-        }
-        Some(claim)
+        let is_alone = self.wire.borrow().is_marked;
+        is_alone.then_some(claim)
     }
 
     fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], i32>> {
@@ -147,7 +177,7 @@ impl OnWire<'_> {
     /// One among others from here on.
     fn join_the_others(&mut self) {
         self.wire.send_modify(|wire| {
-            (wire.is_claimed, wire.is_disturbed) = (false, false);
+            (wire.is_claimed, wire.is_disturbed, wire.is_marked) = (false, false, false);
             wire.busy += 1;
         });
         self.alone = None;
@@ -158,7 +188,7 @@ impl Drop for OnWire<'_> {
     fn drop(&mut self) {
         self.wire.send_modify(|wire| {
             if self.alone.is_some() {
-                (wire.is_claimed, wire.is_disturbed) = (false, false);
+                (wire.is_claimed, wire.is_disturbed, wire.is_marked) = (false, false, false);
             } else {
                 wire.busy -= 1;
             }
@@ -223,6 +253,8 @@ impl Pipeline {
         let (lane, key) = (delivery.envelope.lane, delivery.crash_key());
         // One at a time: a crash has one mark, or everybody who waited for the desk would be blamed for it.
         let _rehearsal = self.quarantine.rehearsal.lock().await;
+        // Nor those that are sent alone: with the lock in hand none gets its mark from here on.
+        self.quarantine.until_unmarked().await;
         // While the store is away nothing can be written down; then it is only kept apart.
         let mark = if self.store.is_up() { Some(self.mark_alone(lane, &key).await) } else { None };
         tracing::info!("a message that came back without a reason is worked on alone");
@@ -329,8 +361,12 @@ impl Pipeline {
                     sent
                 }
                 None => {
-                    wire.join_the_others();
-                    let ((), sent) = tokio::join!(self.unmark_alone(lane, mark), &mut sending);
+                    // Who has disturbed it waits until its mark is gone.
+                    let unmarking = async {
+                        self.unmark_alone(lane, mark).await;
+                        wire.join_the_others();
+                    };
+                    let ((), sent) = tokio::join!(unmarking, &mut sending);
                     sent
                 }
             };
@@ -405,11 +441,41 @@ mod tests {
         };
         let (alone, ()) = tokio::join!(slow.alone(), disturb);
         assert!(alone.is_none(), "somebody else was there");
-        let alone = hasty.alone().await.expect("nobody is there");
-        let beside = hasty.beside().await;
-        timeout(Duration::from_secs(60), alone.disturbed()).await.expect("it was disturbed");
+        let mut alone = hasty.alone().await.expect("nobody is there");
+        let disturbed = async {
+            timeout(Duration::from_secs(60), alone.disturbed()).await.expect("it was disturbed");
+            alone.join_the_others();
+        };
+        let (beside, ()) = tokio::join!(hasty.beside(), disturbed);
         drop((alone, beside));
         let wire = hasty.wire.borrow();
         assert_eq!((wire.busy, wire.is_claimed, wire.is_disturbed), (0, false, false));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_done_at_the_desk_beside_a_mail_that_would_be_blamed_for_it() {
+        let (moment, for_ever) = (Duration::from_millis(20), Duration::from_secs(60));
+        let patient = Quarantine { drain_max: moment, beside_wait_max: for_ever, ..Quarantine::default() };
+        let at_the_desk = patient.desk().await;
+        assert!(patient.alone().await.is_none(), "somebody may take the daemon down there");
+        drop(at_the_desk);
+        let rehearsal = patient.rehearsal.lock().await;
+        assert!(patient.alone().await.is_none(), "or here");
+        drop(rehearsal);
+        let alone = patient.alone().await.expect("nobody is there");
+        assert!(timeout(moment, patient.desk()).await.is_err(), "it waits");
+        drop(timeout(for_ever, patient.desk_on_wire()).await.expect("its own work does not"));
+        drop(alone);
+        drop(timeout(for_ever, patient.desk()).await.expect("it is gone"));
+
+        let hasty = Quarantine { beside_wait_max: moment, ..Quarantine::default() };
+        let mut alone = hasty.alone().await.expect("nobody is there");
+        let disturbed = async {
+            alone.disturbed().await;
+            assert!(hasty.wire.borrow().is_marked, "they wait until it has lost its mark");
+            alone.join_the_others();
+        };
+        let ((), desk) = tokio::join!(disturbed, hasty.desk());
+        drop((desk, alone));
     }
 }
