@@ -23,6 +23,20 @@ manifests_kubernetes() {
   done
 }
 
+# Only where Node is: its package is the one place where KEDA's own schemas can be had.
+manifests_keda() {
+  local folder="$state/manifests/node" from="$root/deploy/dev.d/manifests"
+  command -v npm >/dev/null || { say "no npm here: scaledobject.yaml is not read"; return 0; }
+  if ! cmp -s "$from/package-lock.json" "$folder/package-lock.json"; then
+    rm -rf "$folder"
+    mkdir -p "$folder"
+    cp "$from"/package{,-lock}.json "$folder/"
+    (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund) >"$state/log/manifests-node.log" 2>&1 ||
+      { rm -rf "$folder"; die "KEDA's schemas could not be fetched; see $state/log/manifests-node.log"; }
+  fi
+  NODE_MODULES="$folder/node_modules" node "$from/keda.cjs" deploy/kubernetes/scaledobject.yaml
+}
+
 manifests_rules() {
   local promtool
   promtool=$(promtool_path) || { say "promtool cannot be had; see $state/log/promtool.log"; return 1; }
