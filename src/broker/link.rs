@@ -2,7 +2,13 @@
 //!
 //! Invariant: at most one attempt to connect is under way, with jittered backoff, for as long as it takes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use lapin::{
     Connection, ConnectionProperties, ErrorKind,
@@ -218,7 +224,9 @@ impl Link {
         let (host, port) = (uri.authority.host.clone(), uri.authority.port);
         let has_password = uri.query.auth_mechanism != Some(SASLMechanism::External);
         let tls = self.tls.clone();
-        let shows_certificate = tls.as_ref().is_some_and(|tls| tls.client_auth_cert_resolver.has_certs());
+        // Set once TLS stands and the broker has our certificate to judge.
+        let has_certificate = Arc::new(AtomicBool::new(false));
+        let shown = Arc::clone(&has_certificate);
         let runtime = lapin::runtime::default_runtime()?;
         let dial = async move |uri: AMQPUri, runtime| {
             let AMQPAuthority { host, port, .. } = uri.authority;
@@ -228,12 +236,18 @@ impl Link {
             let place = AMQPUri { authority, ..AMQPUri::default() };
             let stream = place.connect_with_config_async(TLSConfig::default(), &runtime).await?;
             match &tls {
-                Some(tls) => Ok(stream.into_rustls(&RustlsConnector::from(Arc::clone(tls)), &host).await?),
+                Some(tls) => {
+                    let stream = stream.into_rustls(&RustlsConnector::from(Arc::clone(tls)), &host).await?;
+                    shown.store(tls.client_auth_cert_resolver.has_certs(), Ordering::SeqCst);
+                    Ok(stream)
+                }
                 None => Ok(stream),
             }
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, Connection::connector(uri, runtime, dial, properties)).await {
-            Ok(made) => made.map_err(|error| explain(error, &host, port, has_password, shows_certificate)),
+            Ok(made) => {
+                made.map_err(|error| explain(error, &host, port, has_password, has_certificate.load(Ordering::SeqCst)))
+            }
             Err(_) => Err(BrokerError::TimedOut { limit: CONNECT_TIMEOUT, doing: "connecting" }),
         }
     }
@@ -259,7 +273,7 @@ impl Link {
 }
 
 /// Why there is no connection, and what to do, where the broker or the system says so clearly.
-fn explain(error: lapin::Error, host: &str, port: u16, has_password: bool, shows_certificate: bool) -> BrokerError {
+fn explain(error: lapin::Error, host: &str, port: u16, has_password: bool, has_certificate: bool) -> BrokerError {
     let words = match error.kind() {
         ErrorKind::IOError(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
             format!("nothing listens at {host}:{port}; check host and port, and whether RabbitMQ runs")
@@ -268,7 +282,7 @@ fn explain(error: lapin::Error, host: &str, port: u16, has_password: bool, shows
             Some(words) => words,
             // TLS 1.3 judges our certificate when we think the handshake over, and what the broker says of it is lost when it
             // resets the connection in the same moment.
-            None if shows_certificate && is_hang_up(io) => format!(
+            None if has_certificate && is_hang_up(io) => format!(
                 "the broker at {host}:{port} hung up right behind the TLS handshake, as one does that does not take \
                  AMQP_CLIENT_CERT_FILE; its log says why"
             ),

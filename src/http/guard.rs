@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 /// Longest time for a request, from its head to the head of its answer. Routes that speak to the database have shorter ones.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// What is no page shows nothing, runs nothing, and is framed by nobody.
-const NO_PAGE: &str = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+pub(super) const NO_PAGE: &str = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 /// What a page's policy says that may be framed by our own pages.
 const FRAMED_BY_US: &str = "frame-ancestors 'self'";
 /// For a year, browsers do not try without TLS.

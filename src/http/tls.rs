@@ -17,6 +17,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
+use secrecy::zeroize::Zeroizing;
 use sha2::{Digest, Sha256};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 /// How often the files are looked at: whatever renews certificates does so days before they end.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Largest file that is read; a chain has some kilobytes.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
+const FILE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Where certificate and key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,7 +150,7 @@ impl Pair {
         let digest = Sha256::new()
             .chain_update(Sha256::digest(&certificate_pem))
             .chain_update(Sha256::digest(&key_pem))
-            .chain_update(Sha256::digest(ca_pem.as_deref().unwrap_or_default()))
+            .chain_update(Sha256::digest(ca_pem.as_ref().map_or(&[][..], |pem| pem.as_slice())))
             .finalize()
             .into();
 
@@ -201,12 +202,14 @@ fn ends_at(certificate: &CertificateDer<'_>) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(read.validity().not_after.timestamp(), 0)
 }
 
-fn content(path: &Path) -> Result<Vec<u8>, String> {
+/// Wiped when it is dropped: it may be the key.
+fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     use std::io::Read as _;
 
-    let mut bytes = Vec::new();
+    // Never grown, which would leave what it held before in memory.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES_MAX + 1));
     std::fs::File::open(path)
-        .and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
+        .and_then(|file| file.take(FILE_BYTES_MAX as u64).read_to_end(&mut bytes))
         .map_err(|error| format!("cannot be read: {error}"))?;
     Ok(bytes)
 }

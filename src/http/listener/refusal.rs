@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use chrono::Utc;
 
-use crate::http::problem::ProblemDetails;
+use crate::http::{guard::NO_PAGE, problem::ProblemDetails};
 
 /// Why, as `email_http_refused_total` counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,8 @@ impl Refusal {
         let retry = if self.status == StatusCode::SERVICE_UNAVAILABLE { "Retry-After: 1\r\n" } else { "" };
         format!(
             "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\
-             X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n{retry}Connection: close\r\n\r\n{body}",
+             X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nContent-Security-Policy: {NO_PAGE}\r\n\
+             X-Frame-Options: DENY\r\nReferrer-Policy: same-origin\r\n{retry}Connection: close\r\n\r\n{body}",
             self.status.as_u16(),
             self.status.canonical_reason().unwrap_or_default(),
             Utc::now().format("%a, %d %b %Y %H:%M:%S GMT"),
