@@ -76,9 +76,15 @@ pub async fn sync_folder(
     by: &str,
 ) -> Result<Vec<Synced>, SyncError> {
     let sources = read_folder(folder)?;
+    // What is kept was found sound when it was saved; to look at every sample again takes most of a daemon's start.
+    let kept = store.template_checksums().await?;
     let (mut sound, mut faults) = (Vec::with_capacity(sources.len()), Vec::new());
     for source in sources {
-        match compile_sound(&source, tries_default) {
+        let compiled = match kept.contains(&(source.key.clone(), source.checksum().to_vec())) {
+            true => CompiledTemplate::compile(&source, 0, tries_default),
+            false => compile_sound(&source, tries_default),
+        };
+        match compiled {
             // Boxed: one of them is kept over each question to the database.
             Ok(compiled) => sound.push(Box::new((source, compiled))),
             Err(found) => faults.extend(found.iter().map(|fault| format!("{}: {fault}", source.key))),

@@ -13,6 +13,8 @@ pub mod list;
 /// What producers sent lately, without any value.
 pub mod recent;
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -81,6 +83,16 @@ impl Store {
         )
         .fetch_optional(&self.pool);
         within_limit(async { Ok(asking.await?) }).await
+    }
+
+    /// Key and checksum of every version that is kept.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn template_checksums(&self) -> Result<HashSet<(String, Vec<u8>)>, StoreError> {
+        let asking = sqlx::query!("select template_key, checksum from email_template_versions").fetch_all(&self.pool);
+        let rows = within_limit(async { Ok(asking.await?) }).await?;
+        Ok(rows.into_iter().map(|row| (row.template_key, row.checksum)).collect())
     }
 
     /// The version that the first claim of a request fixed, if it has been seen before.
