@@ -258,11 +258,11 @@ async fn run_observed(
     if !establish(&consume_link, &topology, &stop).await? {
         return Ok(ExitCode::SUCCESS);
     }
-    let journal = Arc::new(Journal {
-        store: Arc::clone(&store),
-        drawer: Drawer::new(Arc::clone(&consume_link), topology.clone()),
-        publisher: Arc::clone(&publishers.standard),
-    });
+    let journal = Arc::new(Journal::new(
+        Arc::clone(&store),
+        Drawer::new(Arc::clone(&consume_link), topology.clone()),
+        Arc::clone(&publishers.standard),
+    ));
     // What the fast lane sent without a database is in the audit before anything is looked up there.
     if !write_journal(&journal, &stop).await {
         return Ok(ExitCode::SUCCESS);
@@ -307,7 +307,7 @@ async fn run_observed(
         tracer,
         quarantine: Quarantine::default(),
         budget: Budget::default(),
-        memory: Memory::default(),
+        memory: Memory::new(*config.pipeline.age_max.get(Lane::Fast)),
         journal,
         pauses: Arc::clone(&pauses),
         stop: stop.clone(),

@@ -10,6 +10,7 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
 };
+use tokio::sync::Mutex;
 use tokio_retry::strategy::{ExponentialBackoff, jitter};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,8 @@ const ENTRY_TYPE: &str = "postrider.journal.v1";
 const BATCH_MAX: usize = 64;
 /// How often a daemon looks whether another one, cut off from its database, has left entries.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Tries of an entry that the database could not take because of what others did at that moment.
+const REPEATS_MAX: u32 = 5;
 /// Rows that the entries of one transaction may touch.
 const ROWS_MAX: usize = 256;
 /// Longest wait for the broker while the right to write is held: others wait for it.
@@ -94,14 +97,22 @@ pub enum JournalError {
 /// Writes the journal.
 pub struct Journal {
     /// Where it is written.
-    pub store: Arc<Store>,
+    store: Arc<Store>,
     /// Where it comes from.
-    pub drawer: Drawer,
+    drawer: Drawer,
     /// For entries that can never be written.
-    pub publisher: Arc<Publisher>,
+    publisher: Arc<Publisher>,
+    /// One of this daemon's tasks at a time looks and writes; those behind it find its work done.
+    turn: Mutex<()>,
 }
 
 impl Journal {
+    /// Between these; nothing is looked at yet.
+    #[must_use]
+    pub fn new(store: Arc<Store>, drawer: Drawer, publisher: Arc<Publisher>) -> Self {
+        Self { store, drawer, publisher, turn: Mutex::new(()) }
+    }
+
     /// Writes the journal whenever the database has come back, and whatever other daemons leave, until `stop`.
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut health = self.store.health();
@@ -154,11 +165,17 @@ impl Journal {
     /// # Errors
     /// When database or broker go away; what was not written stays in its queue.
     pub async fn write_all(&self) -> Result<usize, JournalError> {
+        let _turn = self.turn.lock().await;
         let is_up = self.store.is_up();
         loop {
             let waiting = self.depth().await?;
             if waiting == 0 && is_up {
-                return Ok(0);
+                // What another daemon has drawn and not committed yet is no longer in the queue.
+                if self.store.nobody_writes_the_journal().await? {
+                    return Ok(0);
+                }
+                tokio::time::sleep(TURN_PAUSE).await;
+                continue;
             }
             let Some(mut lock) = self.store.try_lock_journal().await? else {
                 tokio::time::sleep(TURN_PAUSE).await;
@@ -228,7 +245,14 @@ impl Journal {
             // One of them cannot be stored: each by itself, so that only that one is set aside.
             Err(StoreError::Data { .. } | StoreError::Repeat(_)) => {
                 for (entry, one) in entries.iter().zip(taken) {
-                    match self.store.apply_journal(lock, std::slice::from_ref(entry)).await {
+                    let mut applied = Err(StoreError::Repeat(String::new()));
+                    for _ in 0..REPEATS_MAX {
+                        applied = self.store.apply_journal(lock, std::slice::from_ref(entry)).await;
+                        if !matches!(applied, Err(StoreError::Repeat(_))) {
+                            break;
+                        }
+                    }
+                    match applied {
                         Ok(()) => one.ack().await?,
                         Err(error @ StoreError::Data { .. }) => self.set_aside(one, &error.to_string()).await?,
                         Err(error) => return Err(error.into()),

@@ -106,6 +106,8 @@ use crate::{
     templates::Catalogue,
 };
 
+/// How long a delivery waits for the journal before it makes room for others.
+const CATCH_UP_MAX: Duration = Duration::from_secs(10);
 /// A message that crashed a stage this often by itself is parked.
 const CRASHES_MAX: i32 = 3;
 
@@ -315,7 +317,13 @@ impl Pipeline {
 
     /// Brings the audit up to date with what the fast lane sent without a database.
     async fn catch_up(&self) -> Result<(), Halt> {
-        match self.journal.write_all().await {
+        let written = tokio::select! {
+            written = tokio::time::timeout(CATCH_UP_MAX, self.journal.write_all()) => written,
+            () = self.stop.cancelled() => return Err(Halt::Stopped),
+        };
+        // Somebody writes a long one. Without the rows this delivery only waits: whoever may have it already is asked for later.
+        let Ok(written) = written else { return Err(Halt::Away) };
+        match written {
             Ok(_) => Ok(()),
             Err(JournalError::Store(error)) => {
                 if error.is_away() {
@@ -377,7 +385,7 @@ impl Pipeline {
         rendering: &Rendering,
         mut missing: Option<Missing>,
     ) -> Result<Carried, Halt> {
-        let earlier = Box::pin(self.earlier_recipients(delivery, request)).await?;
+        let earlier = Box::pin(self.earlier_recipients(delivery, request, rendering)).await?;
         let has_files = !request.attachments.is_empty() && may_have_words(rendering, delivery);
         if has_files && missing.is_none() {
             missing = Box::pin(self.keep_attachments(delivery.envelope.lane, request)).await?;
@@ -449,12 +457,12 @@ impl Pipeline {
     /// What becomes of a recipient that is not sent to now.
     fn fate_of(&self, message: &Message<'_>, index: usize, standing: Standing) -> Fate {
         match message.left(index) {
-            Some(Left::Pending(_)) => {}
+            Left::Pending(_) => {}
             // It failed without the database, and its row does not say so yet.
-            Some(Left::Owed(tries)) if matches!(standing, Standing::Busy(..)) => return Fate::Owed(tries),
-            Some(Left::Owed(_)) => {}
+            Left::Owed(tries) if matches!(standing, Standing::Busy(..)) => return Fate::Owed(tries),
+            Left::Owed(_) => {}
             // It got its mail, whatever its row says so far.
-            None => return Fate::Duplicate,
+            Left::Over => return Fate::Duplicate,
         }
         match standing {
             // A claim is only asked for with a place in hand; whatever else this is, it is looked at again later.

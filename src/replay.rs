@@ -26,7 +26,7 @@ use crate::{
     broker::{
         BrokerError, Outgoing, Publisher, dead_letter,
         delivery::{
-            COPY, CRASHES, DOUBTFUL, GENERATION, GIVEN_UP, PENDING, PUBLISHED_AT, REPLAYED_AT, ROUTING_KEY,
+            COPY, CRASHES, DOUBTFUL, GENERATION, GIVEN_UP, OVER, PENDING, PUBLISHED_AT, REPLAYED_AT, ROUTING_KEY,
             TEMPLATE_VERSION, TRY, is_brokers_own,
         },
         topology,
@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// What retry copies say of themselves and of those who still wait, and what their first claim has fixed.
-const OF_RETRY_COPIES: [&str; 4] = [COPY, DOUBTFUL, PENDING, TEMPLATE_VERSION];
+const OF_RETRY_COPIES: [&str; 5] = [COPY, DOUBTFUL, OVER, PENDING, TEMPLATE_VERSION];
 
 /// Why a replay stopped.
 #[derive(Debug, thiserror::Error)]

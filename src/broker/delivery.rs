@@ -30,6 +30,8 @@ pub const GENERATION: &str = "x-generation";
 pub const CRASHES: &str = "x-crashes";
 /// Who is still to get it, for a daemon that cannot ask the database.
 pub const PENDING: &str = "x-pending";
+/// Who is not, likewise.
+pub const OVER: &str = "x-over";
 /// Somebody else may have had it on the wire when the copy was made, likewise.
 pub const DOUBTFUL: &str = "x-doubtful";
 /// The template version that the first claim fixed, likewise.
@@ -189,6 +191,7 @@ impl Original {
             crashes: small(CRASHES),
             // A producer that sets these says nothing: only our own copies are believed.
             pending: words(&headers, PENDING).filter(|_| headers.contains_key(ROUTING_KEY)),
+            over: words(&headers, OVER).filter(|_| headers.contains_key(ROUTING_KEY)),
             is_doubtful: matches!(headers.inner().get(DOUBTFUL), Some(AMQPValue::Boolean(true)))
                 && headers.contains_key(ROUTING_KEY),
             template_version: Some(small(TEMPLATE_VERSION))

@@ -27,6 +27,8 @@ pub struct Envelope {
     pub crashes: i32,
     /// `x-pending`: who is still to get it, for a daemon that cannot ask the database.
     pub pending: Option<String>,
+    /// `x-over`: who is not, likewise.
+    pub over: Option<String>,
     /// `x-doubtful`: somebody else may have had it on the wire when this copy was made.
     pub is_doubtful: bool,
     /// `x-template-version`: what the first claim fixed, likewise.
@@ -60,6 +62,7 @@ impl Envelope {
             is_copy: false,
             crashes: 0,
             pending: None,
+            over: None,
             is_doubtful: false,
             template_version: None,
             redelivered: false,

@@ -6,7 +6,9 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::Utc;
 
-use super::{Fate, Halt, Pipeline, message::Message, pending::Tries, settlement::Settlement, traced};
+use super::{
+    Fate, Halt, Pipeline, message::Message, pending::Tries, render::Rendering, settlement::Settlement, traced,
+};
 use crate::{
     broker::Delivery,
     email::{EmailAddress, EmailRequest, Envelope, Lane, Recipient},
@@ -17,15 +19,17 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Whom a replayed request went to when it was first claimed: the version that it uses now may name others, and whoever
-    /// was reopened must not wait for ever.
+    /// Whom a request went to when it was first claimed, where the template does not tell: a replay may use another version,
+    /// which names others, and whoever was reopened must not wait for ever; and a version that this daemon cannot use names
+    /// nobody.
     pub(super) async fn earlier_recipients(
         &self,
         delivery: &Delivery,
         request: &EmailRequest,
+        rendering: &Rendering,
     ) -> Result<Vec<Recipient>, Halt> {
         let Envelope { lane, generation, .. } = delivery.envelope;
-        if generation == 0 {
+        if generation == 0 && (rendering.manifest().is_some() || !delivery.envelope.may_be_known()) {
             return Ok(Vec::new());
         }
         let rows = self.patiently(|| self.store.recipients_of(lane, request.id)).await?;

@@ -16,8 +16,8 @@ use crate::{email::PayloadHash, store::journal::Ended};
 
 /// Requests remembered before old ones are first looked for.
 const REQUESTS_SOUND: usize = 1000;
-/// How long a request is remembered: longer than a mail of the fast lane is tried.
-const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 3600);
+/// How long a request is remembered beyond the time that a mail of the fast lane is tried: a copy may wait for its turn.
+const REMEMBERED_BEYOND: Duration = Duration::from_secs(3600);
 /// Where a recipient stands, as far as this daemon knows.
 #[derive(Debug, Clone)]
 pub(super) enum Known {
@@ -30,9 +30,10 @@ pub(super) enum Known {
 }
 
 /// The requests of the fast lane that went out without a database.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
     inner: Mutex<Inner>,
+    remembered_for: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +60,12 @@ pub(super) struct Taken<'a> {
 }
 
 impl Memory {
+    /// For mails that are tried for this long.
+    #[must_use]
+    pub fn new(age_max: Duration) -> Self {
+        Self { inner: Mutex::default(), remembered_for: age_max + REMEMBERED_BEYOND }
+    }
+
     /// Whether this request is on its way without a database, in another task.
     pub(super) fn is_sending(&self, request: Uuid) -> bool {
         let inner = self.lock();
@@ -76,6 +83,13 @@ impl Memory {
         self.lock().requests.get(&request).is_some_and(|known| known.recipients.contains_key(recipient))
     }
 
+    /// Whether this daemon itself has brought a recipient to its end.
+    pub(super) fn has_ended(&self, request: Uuid, recipient: &[u8; 32]) -> bool {
+        let inner = self.lock();
+        let known = inner.requests.get(&request).and_then(|known| known.recipients.get(recipient));
+        matches!(known, Some(Known::Ended(..)))
+    }
+
     /// The payload that it came with first, if that was another one.
     pub(super) fn conflict(&self, request: Uuid, payload_hash: PayloadHash) -> Option<PayloadHash> {
         self.lock().requests.get(&request).map(|known| known.payload_hash).filter(|first| *first != payload_hash)
@@ -84,7 +98,7 @@ impl Memory {
     /// Takes a recipient on, unless another task has it or it is over. The error is how it stands.
     pub(super) fn take(&self, request: Uuid, hash: PayloadHash, recipient: &[u8; 32]) -> Result<Taken<'_>, Known> {
         let mut inner = self.lock();
-        let known = inner.remembered(request, hash);
+        let known = inner.remembered(request, hash, self.remembered_for);
         let before = match known.recipients.get(recipient) {
             None => None,
             Some(Known::Again(tries)) => Some(*tries),
@@ -97,7 +111,7 @@ impl Memory {
     /// Notes where a recipient stands.
     pub(super) fn note(&self, request: Uuid, hash: PayloadHash, recipient: &[u8; 32], known: Known) {
         let mut inner = self.lock();
-        let remembered = inner.remembered(request, hash);
+        let remembered = inner.remembered(request, hash, self.remembered_for);
         remembered.recipients.insert(*recipient, known);
         remembered.at = Instant::now();
     }
@@ -114,9 +128,9 @@ impl Memory {
 }
 
 impl Inner {
-    fn remembered(&mut self, request: Uuid, payload_hash: PayloadHash) -> &mut Remembered {
+    fn remembered(&mut self, request: Uuid, payload_hash: PayloadHash, long: Duration) -> &mut Remembered {
         if self.requests.len() > self.sound.max(REQUESTS_SOUND) {
-            self.requests.retain(|_, known| known.at.elapsed() < REMEMBERED_FOR);
+            self.requests.retain(|_, known| known.at.elapsed() < long);
             // Not looked through again before there are twice as many, whatever their age.
             self.sound = self.requests.len() * 2;
         }
@@ -170,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_recipient_is_taken_on_once_and_what_is_over_stays_over() {
-        let memory = Memory::default();
+        let memory = Memory::new(Duration::from_secs(3600));
         assert!(!memory.knows_request(REQUEST));
         let first = memory.take(REQUEST, HASH, &ADA).unwrap_or_else(|known| panic!("{known:?}"));
         assert!(matches!(memory.take(REQUEST, HASH, &ADA), Err(Known::Sending)));
@@ -190,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_was_not_begun_leaves_no_trace_and_what_was_tried_is_as_before() {
-        let memory = Memory::default();
+        let memory = Memory::new(Duration::from_secs(3600));
         drop(memory.take(REQUEST, HASH, &ADA));
         assert!(!memory.knows_request(REQUEST));
         let tries = Tries { attempts: 1, deferrals: 2 };
@@ -202,7 +216,7 @@ mod tests {
 
     #[test]
     fn many_requests_do_not_cost_a_look_at_all_of_them_each_time() {
-        let memory = Memory::default();
+        let memory = Memory::new(Duration::from_secs(3600));
         for n in 0..5000 {
             memory.note(Uuid::from_u128(n), HASH, &ADA, Known::Again(Tries::default()));
         }

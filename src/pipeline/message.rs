@@ -61,7 +61,7 @@ pub(super) struct Message<'a> {
     missing: Option<Missing>,
     /// One a recipient, made before the first claim: an answer that was lost on the wire is recognised by them.
     identities: Vec<Identity>,
-    /// Who is still to get it, as a copy in the fast lane says; nothing: everybody, as far as that can tell.
+    /// Where its recipients stand, as a copy in the fast lane says.
     pending: Option<Pending>,
     unknown: UnknownRule,
     /// How many such mails each recipient may get, and where days begin.
@@ -102,9 +102,8 @@ impl<'a> Message<'a> {
             })
             .collect();
         // Only this lane goes without rows, and only rows know whom a replay reopened.
-        let told = envelope.pending.as_deref().filter(|_| envelope.lane == Lane::Fast && envelope.generation == 0);
-        let pending = told.and_then(Pending::read);
-        let pending = pending.filter(|pending| pending.speaks_of(identities.iter().map(|identity| &identity.hash)));
+        let said = envelope.pending.as_deref().filter(|_| envelope.lane == Lane::Fast && envelope.generation == 0);
+        let pending = said.and_then(|pending| Pending::read(pending, envelope.over.as_deref()));
         let unknown = pipeline.unknown_rule(envelope.lane, rendering.manifest());
         let limit = rendering.manifest().map_or(RateLimit::Unlimited, |manifest| pipeline.limit_of(manifest));
         let claims = pipeline.store.at_work(identities.iter().map(|identity| identity.token).collect());
@@ -151,17 +150,22 @@ impl<'a> Message<'a> {
         &self.identities[index].hash
     }
 
-    /// Where a recipient stands, as the delivery itself says; nothing: it is over for this one.
-    pub(super) fn left(&self, index: usize) -> Option<Left> {
-        match &self.pending {
-            None => Some(Left::Pending(Tries::default())),
-            Some(pending) => pending.left(self.hash(index)),
+    /// Where a recipient stands, as the delivery itself says.
+    pub(super) fn left(&self, index: usize) -> Left {
+        let by_rows = Left::Pending(Tries::default());
+        let Some(pending) = &self.pending else { return by_rows };
+        match pending.left(self.hash(index)) {
+            Some(left) => left,
+            // A copy of an earlier version, and no rows to ask.
+            None if self.is_journaled && !pending.names_all() => Left::Over,
+            // Its writer did not know this one: the template names others by now, or the key of the hashes is another one.
+            None => by_rows,
         }
     }
 
     /// Whether a recipient is still to get it, as far as the delivery itself can tell.
     pub(super) fn is_pending(&self, index: usize) -> bool {
-        matches!(self.left(index), Some(Left::Pending(_)))
+        matches!(self.left(index), Left::Pending(_))
     }
 
     /// What a recipient's row is called, and the token of its claim.
@@ -299,7 +303,7 @@ impl<'a> Message<'a> {
 
     fn initial(&self, index: usize, claimed: Option<usize>, now: DateTime<Utc>) -> Initial {
         if !self.is_pending(index) {
-            return Initial::Told;
+            return Initial::EndedElsewhere;
         }
         if let Err(bad) = &self.recipients[index].address {
             return Initial::Fail(Reason::BadAddress, bad.error.to_string());
@@ -340,7 +344,8 @@ impl<'a> Message<'a> {
                     email: recipient.shown().to_owned(),
                     name: recipient.display_name.clone(),
                     message_id: format!("<{id}@{domain}>"),
-                    words: words.clone(),
+                    // What was sent elsewhere may have had others; the journal has those.
+                    words: words.clone().filter(|_| self.is_pending(index)),
                     initial: self.initial(index, claimed, now),
                 }
             })

@@ -1,7 +1,8 @@
 //! Who is still to get a request, as a retry copy says it: the database may be away when the copy comes back.
 //!
-//! Pure. `<first 8 bytes of the recipient's hash, hex>:<attempts>:<deferrals>`, comma-separated, and `:!` behind it for one
-//! that has failed and whose dead letter is owed once nobody is pending; no address, no key.
+//! Pure. `x-pending` is `<first 8 bytes of the recipient's hash, hex>:<attempts>:<deferrals>`, comma-separated, and `:!` behind
+//! it for one that has failed and whose dead letter is owed once nobody is pending; `x-over` is the hashes of those that are
+//! over. No address, no key.
 
 use std::collections::HashMap;
 
@@ -24,53 +25,68 @@ pub(super) enum Left {
     Pending(Tries),
     /// Failed; only the rows know why, and the dead letter is owed.
     Owed(Tries),
+    /// It got its mail, or policy said no: over.
+    Over,
 }
 
-/// The recipients that a copy still waits for.
+/// Where the recipients stand, as far as a copy's writer knew them.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Pending {
     by_hash: HashMap<String, Left>,
+    /// Whether those that are over are named. Earlier versions did not: whom they are silent about is over.
+    names_all: bool,
 }
 
 impl Pending {
-    /// What the header says; nothing when it is not one of ours.
-    pub(super) fn read(text: &str) -> Option<Self> {
-        let entries = text.split(',').map(|entry| {
+    /// What the headers say; nothing when they are not ours.
+    pub(super) fn read(pending: &str, over: Option<&str>) -> Option<Self> {
+        let is_sound = |hash: &str| hash.len() == 2 * HASH_BYTES && hash.bytes().all(|b| b.is_ascii_hexdigit());
+        let entries = pending.split(',').map(|entry| {
             let mut parts = entry.split(':');
             let (hash, attempts, deferrals) = (parts.next()?, parts.next()?, parts.next()?);
-            let is_sound = hash.len() == 2 * HASH_BYTES && hash.bytes().all(|b| b.is_ascii_hexdigit());
             let tries = Tries { attempts: attempts.parse().ok()?, deferrals: deferrals.parse().ok()? };
             let left = match (parts.next(), parts.next()) {
                 (None, _) => Left::Pending(tries),
                 (Some("!"), None) => Left::Owed(tries),
                 (Some(_), _) => return None,
             };
-            is_sound.then(|| (hash.to_owned(), left))
+            is_sound(hash).then(|| (hash.to_owned(), left))
         });
-        Some(Self { by_hash: entries.collect::<Option<_>>()? })
+        let mut by_hash = entries.collect::<Option<HashMap<_, _>>>()?;
+        for hash in over.unwrap_or_default().split(',').filter(|hash| !hash.is_empty()) {
+            if !is_sound(hash) {
+                return None;
+            }
+            by_hash.entry(hash.to_owned()).or_insert(Left::Over);
+        }
+        Some(Self { by_hash, names_all: over.is_some() })
     }
 
-    /// As a header.
-    pub(super) fn write<'a>(recipients: impl Iterator<Item = (&'a [u8; 32], Left)>) -> String {
-        let entries = recipients.map(|(hash, left)| {
+    /// As the two headers: `x-pending` and `x-over`.
+    pub(super) fn write<'a>(recipients: impl Iterator<Item = (&'a [u8; 32], Left)>) -> (String, String) {
+        let (mut pending, mut over) = (Vec::new(), Vec::new());
+        for (hash, left) in recipients {
             let (tries, mark) = match left {
                 Left::Pending(tries) => (tries, ""),
                 Left::Owed(tries) => (tries, ":!"),
+                Left::Over => {
+                    over.push(short(hash));
+                    continue;
+                }
             };
-            format!("{}:{}:{}{mark}", short(hash), tries.attempts, tries.deferrals)
-        });
-        entries.collect::<Vec<_>>().join(",")
+            pending.push(format!("{}:{}:{}{mark}", short(hash), tries.attempts, tries.deferrals));
+        }
+        (pending.join(","), over.join(","))
     }
 
-    /// Where a recipient stands; nothing: it is over for this one.
+    /// Where a recipient stands; nothing: the copy's writer did not know it.
     pub(super) fn left(&self, hash: &[u8; 32]) -> Option<Left> {
         self.by_hash.get(&short(hash)).copied()
     }
 
-    /// Whether it speaks of any of these recipients. One that does not was written under another key of the addresses'
-    /// hashes, and says nothing of who has got the request.
-    pub(super) fn speaks_of<'a>(&self, mut hashes: impl Iterator<Item = &'a [u8; 32]>) -> bool {
-        hashes.any(|hash| self.left(hash).is_some())
+    /// Whether somebody whom it does not name was not known to its writer, and is not over.
+    pub(super) const fn names_all(&self) -> bool {
+        self.names_all
     }
 }
 
@@ -84,23 +100,28 @@ mod tests {
 
     #[test]
     fn a_copy_tells_who_is_left_and_how_often_they_were_tried() {
-        let (ada, bob, eve, joe) = ([1; 32], [2; 32], [3; 32], [4; 32]);
+        let (ada, bob, eve, joe, new) = ([1; 32], [2; 32], [3; 32], [4; 32], [5; 32]);
         let tries = Tries { attempts: 2, deferrals: 3 };
         let all = [
             (&ada, Left::Pending(tries)),
             (&bob, Left::Pending(Tries::default())),
             (&joe, Left::Owed(Tries { attempts: 1, deferrals: 0 })),
+            (&eve, Left::Over),
         ];
-        let read = Pending::read(&Pending::write(all.into_iter())).expect("it reads back");
+        let (pending, over) = Pending::write(all.into_iter());
+        let read = Pending::read(&pending, Some(&over)).expect("it reads back");
         for (hash, left) in all {
             assert_eq!(read.left(hash), Some(left));
         }
-        assert_eq!(read.left(&eve), None, "it is over for her");
-        assert!(read.speaks_of([&eve, &joe].into_iter()));
-        assert!(!read.speaks_of([&eve, &[9; 32]].into_iter()), "another key's");
+        assert_eq!((read.left(&new), read.names_all()), (None, true), "its writer did not know this one");
+        let earlier = Pending::read(&pending, None).expect("it reads back");
+        assert_eq!((earlier.left(&eve), earlier.names_all()), (None, false), "an earlier version says so by silence");
+        let nobody = Pending::read(&pending, Some("")).expect("it reads back");
+        assert_eq!((nobody.left(&eve), nobody.names_all()), (None, true));
         let wrong = ["", "x", "0101010101010101", "0101010101010101:1", "zz01010101010101:1:2"];
         for wrong in wrong.into_iter().chain(["0101010101010101:1:2:3", "0101010101010101:1:2:!:"]) {
-            assert_eq!(Pending::read(wrong), None, "{wrong}");
+            assert_eq!(Pending::read(wrong, None), None, "{wrong}");
         }
+        assert_eq!(Pending::read(&pending, Some("0101")), None);
     }
 }

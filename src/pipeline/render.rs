@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Halt, Pipeline, headers};
 use crate::{
-    email::{AttachmentContent, EmailRequest, Envelope, Manifest, Reason, attachment},
+    email::{AttachmentContent, EmailRequest, Envelope, Lane, Manifest, Reason, attachment},
     reload,
     store::Words,
     telemetry::span::Span,
@@ -146,7 +146,9 @@ impl Pipeline {
         } else {
             None
         };
-        let stored = match fixed.or(request.template_version) {
+        // Where there are no rows yet, the daemon that made this copy without the database has fixed it.
+        let by_copy = envelope.template_version.filter(|_| envelope.lane == Lane::Fast && envelope.generation == 0);
+        let stored = match fixed.or(by_copy).or(request.template_version) {
             Some(version) => {
                 if let Some(known) = self.catalogue.version(key, version) {
                     return Ok(Some(known));

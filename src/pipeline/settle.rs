@@ -22,13 +22,13 @@ use super::{
 use crate::{
     broker::{
         Delivery, Outgoing,
-        delivery::{COPY, CRASHES, DOUBTFUL, PENDING, PUBLISHED_AT, TEMPLATE_VERSION, TRY},
+        delivery::{COPY, CRASHES, DOUBTFUL, OVER, PENDING, PUBLISHED_AT, TEMPLATE_VERSION, TRY},
         topology,
     },
     email::Lane,
     faults::{self, Point},
     journal,
-    store::{Store, StoreError},
+    store::{Store, StoreError, journal::Entry},
 };
 
 /// Longest pause between two tries to publish.
@@ -58,6 +58,16 @@ impl Pipeline {
         let lane = delivery.envelope.lane;
         let Carried { settlement, afterwards, is_counted: _ } = carried;
         settlement.tell(&delivery.span);
+        let (failures, afterwards): (Vec<Entry>, Vec<Entry>) = afterwards
+            .into_iter()
+            .partition(|entry| entry.owes_a_letter() && matches!(settlement, Settlement::Delayed(_)));
+        // While a copy waits for the others, the letter about these is still owed. Their entries come before the copy, which
+        // says that they have failed and nothing else of them: without the entries nobody could ever write the letter.
+        for entry in &failures {
+            if !Box::pin(self.publish_patiently(lane, &journal::outgoing(entry, &[]))).await {
+                return;
+            }
+        }
         let mut is_ready_to_ack = match &settlement {
             Settlement::Ack(label) => {
                 self.metrics.settled(lane, label);
@@ -108,10 +118,8 @@ impl Pipeline {
             }
         };
         for entry in &afterwards {
-            // While a copy waits for the others, the letter about this one is still owed.
-            let is_owed = entry.owes_a_letter() && !matches!(settlement, Settlement::Dead(_));
-            let entry = if is_owed { journal::outgoing(entry, &[]) } else { journal::outgoing(&entry.settled(), &[]) };
-            is_ready_to_ack = is_ready_to_ack && self.publish_patiently(lane, &entry).await;
+            let settled = journal::outgoing(&entry.settled(), &[]);
+            is_ready_to_ack = is_ready_to_ack && self.publish_patiently(lane, &settled).await;
         }
         if !is_ready_to_ack {
             // The daemon stops: dropped unacknowledged, the broker delivers it again, to a daemon that can settle it.
@@ -138,6 +146,9 @@ impl Pipeline {
             (DOUBTFUL, AMQPValue::Boolean(delay.is_doubtful)),
             (PENDING, AMQPValue::LongString(delay.pending.as_str().into())),
         ];
+        if let Some(over) = &delay.over {
+            extra.push((OVER, AMQPValue::LongString(over.as_str().into())));
+        }
         if let Some(version) = delay.template_version {
             extra.push((TEMPLATE_VERSION, AMQPValue::LongInt(version)));
         }

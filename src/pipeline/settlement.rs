@@ -54,6 +54,8 @@ pub struct Delay {
     pub(super) supersedes: bool,
     /// Who is still to get it, for a daemon that cannot ask the database.
     pub(super) pending: String,
+    /// And who is not, likewise; nothing: an earlier version's copy, passed on as it came.
+    pub(super) over: Option<String>,
     /// The version that the first claim fixed, likewise.
     pub(super) template_version: Option<i32>,
     /// Somebody else may have it on the wire, likewise.
@@ -94,6 +96,7 @@ impl Settlement {
             copy_no: envelope.copy_no,
             supersedes: false,
             pending: envelope.pending.clone().unwrap_or_default(),
+            over: envelope.over.clone(),
             template_version: envelope.template_version,
             is_doubtful: envelope.redelivered || envelope.is_doubtful,
         })
@@ -169,12 +172,15 @@ impl Settlement {
         });
         let supersedes = pending.clone().any(|(_, new)| new);
         if let Some(due_in) = pending.map(|(due_in, _)| due_in).min() {
+            let (pending, over) =
+                Pending::write(fates.iter().zip(hashes).filter_map(|(fate, hash)| Some((*hash, left(fate)?))));
             return Self::Delayed(Delay {
                 due_in,
                 request_id: request.id,
                 copy_no: copy_no + i32::from(supersedes),
                 supersedes,
-                pending: Pending::write(fates.iter().zip(hashes).filter_map(|(fate, hash)| Some((*hash, left(fate)?)))),
+                pending,
+                over: Some(over),
                 template_version,
                 is_doubtful: fates.iter().any(|fate| matches!(fate, Fate::Busy(_))),
             });
@@ -215,7 +221,8 @@ const fn left(fate: &Fate) -> Option<Left> {
         Fate::Retry(_, tries) | Fate::Wait(_, tries) | Fate::Busy(tries) => Some(Left::Pending(*tries)),
         Fate::Dead { attempts, .. } => Some(Left::Owed(Tries { attempts: *attempts, deferrals: 0 })),
         Fate::Owed(tries) => Some(Left::Owed(*tries)),
-        Fate::Over(_) | Fate::Duplicate | Fate::Crashed(_) | Fate::HandBack | Fate::Unwritten => None,
+        Fate::Over(_) | Fate::Duplicate => Some(Left::Over),
+        Fate::Crashed(_) | Fate::HandBack | Fate::Unwritten => None,
     }
 }
 
@@ -291,11 +298,11 @@ mod tests {
         let Settlement::Delayed(delay) = of(&fates, 4) else { panic!("not delayed") };
         assert_eq!((delay.due_in, delay.copy_no, delay.supersedes), (SOON, 5, true));
         assert_eq!((delay.request_id, delay.template_version), (Uuid::nil(), Some(3)));
-        let pending = Pending::read(&delay.pending).expect("it reads back");
+        let pending = Pending::read(&delay.pending, delay.over.as_deref()).expect("it reads back");
         let left: Vec<_> = (0..4).map(|n| pending.left(&[n; 32])).collect();
         let owed = Left::Owed(Tries { attempts: 1, deferrals: 0 });
         let waits = Left::Pending(Tries::default());
-        assert_eq!(left, [None, Some(Left::Pending(tries)), Some(owed), Some(waits)], "who is over is not named");
+        assert_eq!(left, [Some(Left::Over), Some(Left::Pending(tries)), Some(owed), Some(waits)]);
     }
 
     #[test]
@@ -311,8 +318,8 @@ mod tests {
             panic!("the letter would be lost")
         };
         assert_eq!((delay.due_in, delay.copy_no, delay.supersedes), (FOR_STORE, 2, false));
-        let pending = Pending::read(&delay.pending).expect("it reads back");
-        assert_eq!((pending.left(&[0; 32]), pending.left(&[1; 32])), (None, Some(Left::Owed(tries))));
+        let pending = Pending::read(&delay.pending, delay.over.as_deref()).expect("it reads back");
+        assert_eq!((pending.left(&[0; 32]), pending.left(&[1; 32])), (Some(Left::Over), Some(Left::Owed(tries))));
     }
 
     #[test]

@@ -84,16 +84,17 @@ impl Pipeline {
 
     async fn one_without_store(&self, message: &Message<'_>, index: usize) -> Fate {
         let (request, hash) = (message.request.id, message.hash(index));
-        let told = match message.left(index) {
-            Some(Left::Pending(tries)) => tries,
-            Some(Left::Owed(tries)) if !self.memory.knows(request, hash) => return Fate::Owed(tries),
-            Some(Left::Owed(tries)) => tries,
-            None => return Fate::Duplicate,
+        let said = match message.left(index) {
+            Left::Pending(tries) => tries,
+            // What this daemon tried earlier is no reason to try it again: another one has failed since.
+            Left::Owed(tries) if !self.memory.has_ended(request, hash) => return Fate::Owed(tries),
+            Left::Owed(tries) => tries,
+            Left::Over => return Fate::Duplicate,
         };
         let is_doubtful = message.is_doubtful() && !self.memory.knows(request, hash);
         let taken = match self.memory.take(request, message.request.payload_hash, hash) {
             Ok(taken) => taken,
-            Err(Known::Sending | Known::Again(_)) => return Fate::Busy(told),
+            Err(Known::Sending | Known::Again(_)) => return Fate::Busy(said),
             Err(Known::Ended(fate, entry)) => {
                 // What is still owed for it is owed again; the entry counts once.
                 if let Some((tries, token, ended)) = entry.map(|entry| *entry) {
@@ -103,7 +104,9 @@ impl Pipeline {
                 return if matches!(fate, Fate::Dead { .. }) { fate } else { Fate::Duplicate };
             }
         };
-        let tries = taken.before().unwrap_or(told);
+        // Several daemons may take turns.
+        let before = taken.before().filter(|before| before.deferrals > said.deferrals);
+        let tries = before.unwrap_or(said);
         let fate = self.take_along(message, index, tries, is_doubtful).await;
         match &fate {
             // A try has noted its outcome itself.

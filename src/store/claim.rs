@@ -135,7 +135,7 @@ pub enum Initial {
     /// Past `expires_at`.
     Expired,
     /// Nothing: the delivery says that this one has its outcome. A new row waits for the journal, which has that.
-    Told,
+    EndedElsewhere,
 }
 
 /// One attachment of the request.
@@ -314,7 +314,7 @@ fn fresh_standing(recipient: &RecipientClaim, status: Status) -> Standing {
         Initial::NotBefore(at) => Standing::NotDue((*at - Utc::now()).to_std().unwrap_or_default(), 0, 0),
         Initial::Fail(reason, error) => Standing::Failed { reason: *reason, error: error.clone(), attempts: 0 },
         Initial::Expired => Standing::Stopped(Status::Expired),
-        Initial::Told => Standing::Busy(0, 0),
+        Initial::EndedElsewhere => Standing::Busy(0, 0),
     }
 }
 

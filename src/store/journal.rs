@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 pub use self::entry::{Ended, Entry, EntryAttachment, EntryRecipient, EntryRequest, EntryWords, ReceivedEntry, Step};
 use super::{Store, StoreError, events_setting, within_limit};
+use crate::email::Lane;
 
 /// Serialises the daemons that write the journal.
 const JOURNAL_LOCK: i64 = 0x6a6f_7572_6e61_6c00;
@@ -58,6 +59,16 @@ impl Store {
             Ok(is_ours.then_some(JournalLock { connection }))
         };
         within_limit(locking).await
+    }
+
+    /// Whether no daemon has the right to write the journal at this moment. It is taken and given back at once.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn nobody_writes_the_journal(&self) -> Result<bool, StoreError> {
+        let asking = sqlx::query_scalar!("select pg_try_advisory_xact_lock($1) as \"is_free!\"", JOURNAL_LOCK)
+            .fetch_one(self.pool_of(Lane::Fast));
+        within_limit(async { Ok(asking.await?) }).await
     }
 
     /// Writes entries into the audit, all of them or none; one that was written before changes nothing.

@@ -12,7 +12,7 @@ use crate::support::{
     installation::Installation,
     proxy::Proxy,
     relay::{Act, RelayLog, Rule},
-    requests::{id, incident, reminder, sample, ticket},
+    requests::{copy_folder, id, incident, reminder, sample, templates_dir, ticket},
     wait::until,
 };
 
@@ -177,6 +177,15 @@ async fn a_daemon_with_the_database_takes_a_copys_word_for_who_is_over_until_the
     post.relay.behave();
     let direct = post.database.url().to_owned();
     post.variables.insert("DATABASE_URL".to_owned(), direct);
+    // A version that says other things, and not to the NOC.
+    let changed = tempfile::tempdir().expect("a folder");
+    copy_folder(&templates_dir(), changed.path());
+    let folder = changed.path().join("incident_alert_critical");
+    let manifest = std::fs::read_to_string(folder.join("manifest.toml")).expect("a manifest");
+    std::fs::write(folder.join("manifest.toml"), manifest.replace("\"noc@rgz.bj\"", "")).expect("written");
+    std::fs::write(folder.join("subject.hbs"), "Autre sujet {{incident_number}}\n").expect("written");
+    let said = post.run(&["templates", "sync", "--activate", changed.path().to_str().expect("UTF-8")]).await;
+    assert_eq!(said.code, 0, "{}", said.err);
     post.start_daemon().await;
     let has_both = |log: &RelayLog| log.accepted().filter(|mail| mail.to == ["noc@rgz.bj"]).count() == 2;
     post.relay.wait_until("the NOC has both", has_both).await;
@@ -195,7 +204,9 @@ async fn a_daemon_with_the_database_takes_a_copys_word_for_who_is_over_until_the
     let rows = post.database.rows(id(&gone)).await;
     let ended: Vec<_> = rows.iter().map(|row| row.status.as_str()).collect();
     assert_eq!(ended, ["failed", "sent"]);
-    assert_eq!(post.relay.log().accepted().count(), 3, "nobody got two, and whoever had failed got none");
+    let mails = post.mails(3).await;
+    assert_eq!(mails.len(), 3, "nobody got two, and whoever had failed got none");
+    assert!(mails.iter().all(|mail| !mail.subject.starts_with("Autre")), "the words of the daemon that took it on");
     post.finish().await;
 }
 

@@ -134,8 +134,9 @@ async fn insert(
                 ($29::uuid[])[m.n], $35::uuid, ($30::text[])[m.n],
                 coalesce('on the suppression list: ' || m.suppression, ($31::text[])[m.n]), ($3::text[])[m.r]
             from (
-                select i.n, i.r, i.w, i.status, i.request_id, i.recipient_hash, case when i.status in ('sending', 'queued')
-                    then (select s.reason from suppressions s where s.address_hash = i.recipient_hash
+                select i.n, i.r, i.w, i.status, i.request_id, i.recipient_hash,
+                    -- without words it is not to be sent from here: the journal has what became of it
+                    case when i.status in ('sending', 'queued') and i.w is not null then (select s.reason from suppressions s where s.address_hash = i.recipient_hash
                         and stops_mail(s.reason, s.category, i.marketing)
                         and (s.expires_at is null or s.expires_at > now())
                         -- as the primary key has them: the first found is the one that is told
@@ -306,7 +307,7 @@ impl<'a> MessageColumns<'a> {
         let (status, token, due_at, reason, error) = match &recipient.initial {
             Initial::Claim(_) if must_wait => (Status::Queued, None, None, None, None),
             Initial::Claim(token) => (Status::Sending, Some(*token), None, None, None),
-            Initial::Wait | Initial::Told => (Status::Queued, None, None, None, None),
+            Initial::Wait | Initial::EndedElsewhere => (Status::Queued, None, None, None, None),
             Initial::NotBefore(at) => (Status::Queued, None, Some(*at), None, None),
             Initial::Fail(reason, error) => (Status::Failed, None, None, Some(*reason), Some(error.as_str())),
             Initial::Expired => (Status::Expired, None, None, None, None),

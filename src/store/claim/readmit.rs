@@ -78,7 +78,9 @@ pub(super) async fn readmit(
         };
         let wanted = match &recipient.initial {
             Initial::Claim(token) => Some(*token),
-            Initial::Wait | Initial::NotBefore(_) | Initial::Fail(..) | Initial::Expired | Initial::Told => None,
+            Initial::Wait | Initial::NotBefore(_) | Initial::Fail(..) | Initial::Expired | Initial::EndedElsewhere => {
+                None
+            }
         };
         let status = status_of(&row.status)?;
         let own_token = wanted.is_some() && row.token == wanted;
@@ -94,15 +96,15 @@ pub(super) async fn readmit(
             held: row.held,
             expired: known.expired,
         };
-        let is_told = recipient.initial == Initial::Told;
+        let ended_elsewhere = recipient.initial == Initial::EndedElsewhere;
         let finding = match standing::decide(&row_facts, request.unknown) {
             finding @ (Finding::Settled | Finding::Owed) => finding,
             // The row is behind, and the journal will bring it up to date: until then nothing is decided about it here.
-            _ if is_told => Finding::Busy,
+            _ if ended_elsewhere => Finding::Busy,
             finding => finding,
         };
         let is_lost = status == Status::Sending && !row_facts.lease_live && !row_facts.given_up && !row_facts.own_token;
-        let lost_worker = is_lost && !is_told;
+        let lost_worker = is_lost && !ended_elsewhere;
         if lost_worker && crashed.is_none() {
             crashed = Some(crashes::lost_lease(tx, &request.crash_key, request.counts_crashes).await?);
         }

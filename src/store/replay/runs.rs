@@ -332,7 +332,11 @@ impl Store {
             let known = sqlx::query_scalar!("select state from replay_runs where id = $1 for update", id)
                 .fetch_optional(&mut *tx)
                 .await?;
-            let Some(known) = known else { return Ok(RunChange::Unknown) };
+            let Some(known) = known else {
+                tx.rollback().await?;
+                whole.end();
+                return Ok(RunChange::Unknown);
+            };
             let from = RunState::from_name(&known).ok_or_else(|| super::newer_schema(&known))?;
             let is_new = match action.leads(from) {
                 Lead::To(to) => {
