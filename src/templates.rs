@@ -55,7 +55,7 @@ pub mod catalogue;
 pub use catalogue::Catalogue;
 pub use compile::CompiledTemplate;
 pub use folder::{FolderFault, FolderFaults, read_folder};
-pub use lint::{Inspection, compile_sound, inspect, lint};
+pub use lint::{HTML_BYTES_MAX, Inspection, compile_sound, inspect, lint};
 pub use locale::is_locale;
 pub use manifest::parse_manifest;
 pub use render::{AttachedFile, RenderError, System};

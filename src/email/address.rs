@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use unicode_normalization::UnicodeNormalization;
+
 /// Longest local part, in octets (RFC 5321 §4.5.3.1.1).
 const LOCAL_BYTES_MAX: usize = 64;
 /// Longest address in a path, in octets (RFC 5321 §4.5.3.1.3, less the angle brackets).
@@ -99,10 +101,12 @@ impl EmailAddress {
         &self.text[self.at + 1..]
     }
 
-    /// What two spellings of one mailbox have in common: all of it in lower case. Personal: not for logs.
+    /// What two spellings of one mailbox have in common: all of it in lower case, and in composed characters (NFC, RFC 6530
+    /// §10.1), because one keyboard writes `é` and another `e` and an accent. Personal: not for logs.
     #[must_use]
     pub fn key(&self) -> String {
-        self.text.to_lowercase()
+        let key = self.text.to_lowercase();
+        if key.is_ascii() { key } else { key.nfc().collect() }
     }
 
     /// Whether the relay must offer SMTPUTF8 (RFC 6531) to take it.
@@ -214,6 +218,13 @@ mod tests {
         let idn = EmailAddress::parse("contact@bücher.example").expect("valid");
         assert_eq!(idn.domain(), "xn--bcher-kva.example");
         assert_eq!(idn.key(), EmailAddress::parse("contact@xn--bcher-kva.example").expect("valid").key());
+        // Composed and not, in either case; and what goes to the relay stays as it was written.
+        let composed = EmailAddress::parse("am\u{e9}lie@example.bj").expect("valid");
+        for text in ["ame\u{301}lie@example.bj", "AME\u{301}LIE@Example.bj", "AM\u{c9}LIE@example.bj"] {
+            let other = EmailAddress::parse(text).expect("valid");
+            assert_eq!((other.key(), other.local()), (composed.key(), text.split('@').next().unwrap_or_default()));
+        }
+        assert_ne!(composed.key(), EmailAddress::parse("amelie@example.bj").expect("valid").key());
     }
 
     #[test]

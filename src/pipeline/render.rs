@@ -13,7 +13,7 @@ use crate::{
     reload,
     store::Words,
     telemetry::span::Span,
-    templates::{AttachedFile, CompiledTemplate, RenderError, System},
+    templates::{AttachedFile, CompiledTemplate, HTML_BYTES_MAX, RenderError, System},
 };
 
 /// What came of rendering.
@@ -121,7 +121,17 @@ impl Pipeline {
                 .map(|links| links.placeholder()),
         };
         match template.render(&request.variables, &system) {
-            Ok(mail) => Ok(Words { subject: mail.subject, html: mail.html, text: mail.text }),
+            Ok(mail) => {
+                // A template's sample was short enough when it was saved; what a producer puts into it may not be.
+                if mail.html.len() > HTML_BYTES_MAX {
+                    tracing::warn!(
+                        template = template.key(),
+                        bytes = mail.html.len(),
+                        "Gmail shows the first {HTML_BYTES_MAX} bytes of a mail's HTML, so its end will not be seen"
+                    );
+                }
+                Ok(Words { subject: mail.subject, html: mail.html, text: mail.text })
+            }
             Err(error) => {
                 let reason = match error {
                     RenderError::MissingVariable { .. } => Reason::MissingVariable,

@@ -13,7 +13,7 @@ use super::{
 use crate::email::{RenderedEmail, attachment::FileType};
 
 /// Gmail shows 102 kB of a message's HTML, and a link to the rest.
-const HTML_BYTES_MAX: usize = 102_000;
+pub const HTML_BYTES_MAX: usize = 102_000;
 /// From here on it is told: a longer name, or a longer list, and it is too much.
 const HTML_BYTES_WARN: usize = 80_000;
 /// An address that must not become a link.

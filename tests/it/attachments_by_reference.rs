@@ -162,18 +162,25 @@ async fn a_wrong_file_is_asked_for_once_up_the_ladder_and_can_be_replayed_when_i
     post.finish().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_place_that_is_away_ends_with_the_mails_age() {
-    let (files, _authority, post) = with_https(&[("EMAIL_AGE_MAX_STANDARD", "3s")]).await;
-    for (mood, words) in [
+/// Whatever a place does but give the file, it is asked again until the mail is too old. `folder` is where its files lie, and `uri`
+/// what leads to one.
+async fn is_asked_until_the_mail_is_too_old(
+    files: &Files,
+    post: &Installation,
+    folder: &str,
+    uri: impl Fn(&str) -> String,
+) {
+    let path = format!("{folder}/facture.pdf");
+    let moods = [
         (Mood::Status(503), "answered 503"),
         (Mood::CutOff, "cannot be reached"),
         (Mood::Silent, "within 1 s"),
         (Mood::Stuck, "within 1 s"),
-    ] {
-        files.put("/facture.pdf", pdf());
+    ];
+    for (n, (mood, words)) in moods.into_iter().enumerate() {
+        files.put(&path, pdf());
         files.set(mood);
-        let request = invoice_with(&files.url("/facture.pdf"), "ada@example.bj");
+        let request = invoice_with(&uri(&path), "ada@example.bj");
         post.publish(&request).await;
         // Another one passes it.
         let other = ticket("bob@example.bj");
@@ -185,18 +192,57 @@ async fn a_place_that_is_away_ends_with_the_mails_age() {
         assert_eq!((letter.reason.as_str(), row.attempts), ("bad_attachment", 0), "{mood:?}");
         let errors: Vec<_> = post.database.timeline(row.id).await.into_iter().filter_map(|line| line.error).collect();
         assert!(errors[0].contains(words), "{mood:?}: {errors:?}");
-        let kinds = told(&post, &row).await;
+        let kinds = told(post, &row).await;
         assert!(kinds.len() >= 3, "it was tried again: {kinds:?}");
         files.set(Mood::Well);
-        let probe = format!("/asked-after-{mood:?}.pdf");
+        let probe = format!("{folder}/asked-afterwards-{n}.pdf");
         until("the place is asked again", async || {
-            let request = invoice_with(&files.url(&probe), "joe@example.bj");
+            let request = invoice_with(&uri(&probe), "joe@example.bj");
             post.publish(&request).await;
             post.database.wait_for(id(&request), "failed").await;
             files.asked_for(&probe) > 0
         })
         .await;
     }
+    post.relay.look(|log| assert!(log.accepted().all(|mail| mail.to == ["bob@example.bj"])));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_is_away_ends_with_the_mails_age() {
+    let (files, _authority, post) = with_https(&[("EMAIL_AGE_MAX_STANDARD", "3s")]).await;
+    is_asked_until_the_mail_is_too_old(&files, &post, "", |path| files.url(path)).await;
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_is_slow_down_or_wrong_ends_in_a_dead_letter() {
+    let s3 = Files::s3().await;
+    let endpoint = s3.endpoint();
+    let settings = [
+        ("ATTACHMENT_S3_BUCKETS", "invoices"),
+        ("AWS_ENDPOINT_URL_S3", endpoint.as_str()),
+        ("AWS_REGION", REGION),
+        ("AWS_ACCESS_KEY_ID", KEY_ID),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ("ATTACHMENT_FETCH_TIMEOUT_SECONDS", "1"),
+        ("EMAIL_AGE_MAX_STANDARD", "3s"),
+    ];
+    let post = Installation::start_with(&settings).await;
+    let uri = |path: &str| format!("s3:/{path}");
+    is_asked_until_the_mail_is_too_old(&s3, &post, "/invoices", uri).await;
+
+    let mut same_size = pdf().to_vec();
+    *same_size.last_mut().expect("a byte") ^= 1;
+    s3.put("/invoices/changed.pdf", same_size);
+    for (path, words) in [("/invoices/changed.pdf", "SHA-256"), ("/invoices/missing.pdf", "answered 404")] {
+        let request = invoice_with(&uri(path), "ada@example.bj");
+        post.publish(&request).await;
+        let letter = post.database.wait_for_letter(id(&request)).await;
+        let error = letter.error.expect("words");
+        assert!(error.starts_with("attachment \"facture.pdf\": s3://invoices ") && error.contains(words), "{error}");
+        assert_eq!(s3.asked_for(path), 4, "at once, and after each rung");
+    }
+    post.relay.look(|log| assert!(log.accepted().all(|mail| mail.to == ["bob@example.bj"])));
     post.finish().await;
 }
 

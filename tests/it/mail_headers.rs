@@ -4,6 +4,7 @@ use postrider::config::{Environment, Settings};
 
 use crate::support::{
     installation::Installation,
+    process::DaemonProcess,
     requests::{attach, invoice, pdf, sample, set, ticket},
 };
 
@@ -106,4 +107,19 @@ async fn no_line_is_too_long_and_what_is_encoded_says_so() {
         assert!(encoded_parts >= 2, "{text}");
     }
     post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mail_that_gmail_would_cut_goes_out_whole_and_the_log_tells_of_its_template() {
+    let mut post = Installation::prepare(&[]).await;
+    post.declare_queues().await;
+    let daemon = DaemonProcess::start(&post.variables);
+    let mut request = sample("support_ticket_created", &["ada@example.bj"]);
+    set(&mut request, "title", &"très long ".repeat(6000));
+    let id = post.publish(&request).await;
+    post.database.wait_for(id, "sent").await;
+    assert!(post.mails(1).await[0].html.len() > 102_000);
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("Gmail")).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("support_ticket_created") && !line.contains("long"), "{line}");
 }

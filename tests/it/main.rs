@@ -171,6 +171,8 @@ mod feedback_end_to_end;
 
 mod unsubscribe;
 
+mod browser_mails;
+
 mod browser_unsubscribe;
 
 mod mail_signed;

@@ -1,6 +1,6 @@
 //! The pages of unsubscribing, in French: small, without a script, and without anything from elsewhere.
 //!
-//! The hyphen in "e‑mail" is one that no line breaks at.
+//! The hyphen in "e‑mail" is one that no line breaks at, and so are the blanks before `:` and `?`.
 
 use std::sync::LazyLock;
 
@@ -98,7 +98,7 @@ pub(super) fn done(desk: &Desk, category: Option<&str>) -> Markup {
         }
         (stays())
         @if let Some(contact) = &desk.contact {
-            p.note { "Vous avez changé d’avis ? Écrivez à " a href=(format!("mailto:{contact}")) { (contact) } "." }
+            p.note { "Vous avez changé d’avis ? Écrivez à " a href=(format!("mailto:{contact}")) { (contact) } "." }
         }
     };
     frame(desk, "C’est fait", &content)
@@ -107,7 +107,7 @@ pub(super) fn done(desk: &Desk, category: Option<&str>) -> Markup {
 /// The link is none of ours.
 pub(super) fn no_link(desk: &Desk) -> Markup {
     let content = html! {
-        p { "Il est peut-être incomplet : ouvrez-le de nouveau depuis l’e‑mail, sans le recopier." }
+        p { "Il est peut-être incomplet : ouvrez-le de nouveau depuis l’e‑mail, sans le recopier." }
         (contact(desk))
     };
     frame(desk, "Ce lien n’est pas valable", &content)
@@ -125,7 +125,7 @@ pub(super) fn no_choice(desk: &Desk) -> Markup {
 /// Not now.
 pub(super) fn later(desk: &Desk) -> Markup {
     let content = html! {
-        p role="alert" { "Votre demande n’a pas pu être enregistrée : notre service est momentanément indisponible. Réessayez dans quelques minutes." }
+        p role="alert" { "Votre demande n’a pas pu être enregistrée : notre service est momentanément indisponible. Réessayez dans quelques minutes." }
         (contact(desk))
     };
     frame(desk, "Un instant", &content)
@@ -134,7 +134,7 @@ pub(super) fn later(desk: &Desk) -> Markup {
 fn contact(desk: &Desk) -> Markup {
     html! {
         @if let Some(contact) = &desk.contact {
-            p.note { "Besoin d’aide ? Écrivez à " a href=(format!("mailto:{contact}")) { (contact) } "." }
+            p.note { "Besoin d’aide ? Écrivez à " a href=(format!("mailto:{contact}")) { (contact) } "." }
         }
     }
 }
@@ -164,6 +164,6 @@ fn words(category: &str) -> String {
         "rma" => "informations sur les retours de matériel".to_owned(),
         "sla" => "rapports de qualité de service".to_owned(),
         "support" => "informations de l’assistance".to_owned(),
-        other => format!("e‑mails de la catégorie « {other} »"),
+        other => format!("e‑mails de la catégorie « {other} »"),
     }
 }

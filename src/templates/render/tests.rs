@@ -158,8 +158,8 @@ fn a_mail_is_in_one_language() {
     assert_eq!(template.locales().collect::<Vec<_>>(), ["fr", "en", "pt-BR"]);
     let variables = json!({"a": "Ada", "b": 1_234_567, "c": "2026-02-21T14:30:00Z"});
     let french =
-        ["Bonjour Ada", "fr 1234567 fr", "1\u{202F}234\u{202F}567\u{A0}FCFA, 21 février 2026 à 15\u{A0}h\u{A0}30"];
-    let english = ["Hello Ada", "en 1234567 en", "1,234,567\u{A0}FCFA, 21 February 2026 at 15:30"];
+        ["Bonjour Ada", "fr 1234567 fr", "1\u{202F}234\u{202F}567\u{A0}FCFA, 21 février 2026 à\u{A0}15\u{A0}h\u{A0}30"];
+    let english = ["Hello Ada", "en 1234567 en", "1,234,567\u{A0}FCFA, 21 February 2026 at\u{A0}15:30"];
     for (asked, want) in
         [("fr", french), ("fr-BJ", french), ("de", french), ("", french), ("en", english), ("en-GB", english)]
     {

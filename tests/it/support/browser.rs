@@ -24,6 +24,9 @@ pub const PHONE: (u32, u32) = (390, 844);
 /// The same of a desktop.
 pub const DESKTOP: (u32, u32) = (1280, 900);
 
+/// What axe-core calls the rules of WCAG 2.1, A and AA.
+const WCAG: &[&str] = &["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"];
+
 /// A real browser that nobody sees, with a profile of its own.
 pub struct Browser {
     /// What drives it.
@@ -185,19 +188,35 @@ impl Browser {
     /// What is wrong with the page: too wide, said by the console since it was asked last, or found by axe-core (WCAG 2.1 A and
     /// AA, and what it calls best practice).
     pub async fn faults(&self) -> Vec<String> {
-        let mut faults = self.complaints().await;
+        self.faults_by(&[WCAG, &["best-practice"]].concat()).await
+    }
+
+    /// [`Self::is_sound`] for a mail: programs show it within a page of their own, and best practice speaks of pages.
+    pub async fn is_readable(&self) {
+        let path = self.path().await;
+        let faults = self.faults_by(WCAG).await;
+        assert!(faults.is_empty(), "{path}: {faults:#?}");
+    }
+
+    /// By how much the page is wider than the window, in CSS pixels.
+    pub async fn excess(&self) -> Option<i64> {
         let wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth";
-        if let Some(by @ 1..) = self.run(wide, Vec::new()).await.as_i64() {
+        self.run(wide, Vec::new()).await.as_i64()
+    }
+
+    async fn faults_by(&self, rules: &[&str]) -> Vec<String> {
+        let mut faults = self.complaints().await;
+        if let Some(by @ 1..) = self.excess().await {
             faults.push(format!("wider than the window by {by}"));
         }
         let axe = std::fs::read_to_string(super::service("TEST_AXE")).expect("axe-core");
         self.run(&axe, Vec::new()).await;
-        let check = "const done = arguments[0];
-            axe.run(document, { iframes: false, runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice'] })
+        let check = "const [rules, done] = arguments;
+            axe.run(document, { iframes: false, runOnly: rules })
                 .then((found) => done(found.violations.filter((one) => one.impact !== 'minor')
                     .map((one) => `${one.impact} ${one.id}: ${one.help}: ` + one.nodes.map((node) => node.html).join(' | '))))
                 .catch((error) => done([String(error)]));";
-        let found = self.client.execute_async(check, Vec::new()).await.expect("a check");
+        let found = self.client.execute_async(check, vec![json!(rules)]).await.expect("a check");
         faults.extend(found.as_array().expect("a list").iter().map(ToString::to_string));
         faults
     }
@@ -223,11 +242,20 @@ impl Browser {
 
     /// Looks at the page as it is at the width of a phone and of a desktop, light and dark, and takes a picture of each.
     pub async fn inspect(&self, name: &str) {
+        self.inspect_by(name, async || self.is_sound().await).await;
+    }
+
+    /// [`Self::inspect`] for a mail.
+    pub async fn inspect_mail(&self, name: &str) {
+        self.inspect_by(name, async || self.is_readable().await).await;
+    }
+
+    async fn inspect_by(&self, name: &str, check: impl AsyncFn()) {
         for (size, width) in [(PHONE, "phone"), (DESKTOP, "desktop")] {
             self.resize(size).await;
             for scheme in ["light", "dark"] {
                 self.prefer(scheme).await;
-                self.is_sound().await;
+                check().await;
                 self.picture(&format!("{name}-{width}-{scheme}")).await;
             }
         }

@@ -59,6 +59,46 @@ pub fn sample(key: &str, to: &[&str]) -> wire::EmailRequest {
     draft.into_wire()
 }
 
+/// A template in one of its languages.
+pub struct InLanguage {
+    /// The template's key and the language: the mailbox that it goes to, and what files of it are called.
+    pub name: String,
+    /// What a producer publishes.
+    pub request: wire::EmailRequest,
+    /// Of the mail, as a BCP 47 tag.
+    pub language: String,
+}
+
+/// Every template in every language that it has, with a file of each kind that it takes.
+pub fn in_every_language() -> Vec<InLanguage> {
+    let mut all = Vec::new();
+    for template in templates() {
+        let manifest = parse_manifest(&template.manifest_toml, 3).expect("a sound manifest");
+        for variant in [None].into_iter().chain(template.variants.keys().map(Some)) {
+            let language = variant.unwrap_or(&manifest.locale).clone();
+            let name = format!("{}.{language}", template.key.replace('_', "-"));
+            let mut request = sample(&template.key, &[&format!("{name}@example.bj")]);
+            // A reader in a country of its own gets the language's mail.
+            request.locale = variant.map(|locale| format!("{locale}-GB")).unwrap_or_default();
+            for kind in &manifest.attachments {
+                let (name, content_type, bytes) = match kind.as_str() {
+                    "pdf" => ("Facture été 2026.pdf", "application/pdf", pdf()),
+                    "csv" => ("interruptions.csv", "text/csv", "site;minutes\r\nAkpakpa;95\r\n".repeat(40).into()),
+                    other => panic!("{}: a {other} to attach is needed here", template.key),
+                };
+                attach(&mut request, name, content_type, bytes);
+            }
+            all.push(InLanguage { name, request, language });
+        }
+    }
+    all
+}
+
+/// How many mails these requests make: an incident goes to the NOC as well.
+pub fn mails_of(all: &[InLanguage]) -> usize {
+    all.len() + all.iter().filter(|one| one.request.template_key == "incident_alert_critical").count()
+}
+
 /// An ordinary mail of the standard lane.
 pub fn ticket(to: &str) -> wire::EmailRequest {
     sample("support_ticket_created", &[to])
