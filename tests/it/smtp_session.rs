@@ -246,6 +246,19 @@ async fn a_go_ahead_before_its_time_is_none() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_answers_no_command_is_nobodys() {
+    // The 550 stands where the answer to RCPT should be, and the 250 to RCPT where the one to DATA should be. Whoever believed it
+    // would write to this address no more.
+    let relay = Relay::start().await;
+    relay.script(Rule::at(Phase::Mail, Act::bytes(b"250 ok\r\n550 5.1.1 no such user\r\n")).once());
+    let relays = relays(&relay.smtp_config());
+    let report = send(&relays, "a@example.bj", MESSAGE.as_bytes()).await;
+    assert_eq!(report, SendReport::Broken { phase: Phase::Data, fault: LinkFault::BadReply });
+    assert_accepted(&send(&relays, "a@example.bj", MESSAGE.as_bytes()).await);
+    assert_eq!(relay.log().connections, 2);
+}
+
+#[tokio::test]
 async fn a_refused_recipient_costs_no_connection() {
     for pipelining in [true, false] {
         for (phase, line, code) in [
