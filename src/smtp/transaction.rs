@@ -356,10 +356,11 @@ fn out_of_step(connection: &mut Connection, phase: Phase) -> SendReport {
 async fn finish_reset(connection: &mut Connection, mail: &OutgoingMail) -> Result<(), SendReport> {
     let reply = connection.read_reply().await;
     match judge(connection, mail, Phase::Mail, reply, &DONE) {
-        // A relay that refuses to forget the last mail says nothing about this one.
-        Err(SendReport::Refused { reply, .. }) if reply.code != 421 => {
+        // A relay that refuses to forget the last mail says nothing about this one, and may name whom it speaks of.
+        Err(SendReport::Refused { reply, .. }) => {
             connection.spoil();
-            Err(SendReport::Broken { phase: Phase::Mail, fault: LinkFault::BadReply })
+            let fault = if reply.code == 421 { LinkFault::Closed } else { LinkFault::BadReply };
+            Err(SendReport::Broken { phase: Phase::Mail, fault })
         }
         Err(report) => Err(report),
         Ok(_) => {
