@@ -132,9 +132,9 @@ pub fn mask_all(text: &str) -> String {
     while let Some(at) = rest.find('@') {
         let (before, after) = (&rest[..at], &rest[at + 1..]);
         match address_around(before, after) {
-            Some((address, local, domain)) => {
+            Some((shown, local, domain)) => {
                 masked.push_str(&before[..at - local]);
-                masked.push_str(&address.masked());
+                masked.push_str(&shown);
                 rest = &after[domain..];
                 // Two grown together: what follows the second @ is as personal as what stands before it.
                 while let Some(grown) = rest.strip_prefix('@') {
@@ -151,25 +151,35 @@ pub fn mask_all(text: &str) -> String {
     masked
 }
 
-/// The longest address around an `@`, and how many bytes of it stand on either side. What stands beside it may look like a part
-/// of it: `<ada@example.bj>:`, `ada@example.bj/x`, `...ada@example.bj.5.1.1`.
-fn address_around(before: &str, after: &str) -> Option<(EmailAddress, usize, usize)> {
+/// What is shown of the longest address around an `@`, and how many bytes of it stand on either side. What stands beside it may
+/// look like a part of it: `<ada@example.bj>:`, `ada@example.bj/x`, `...ada@example.bj.5.1.1`.
+fn address_around(before: &str, after: &str) -> Option<(String, usize, usize)> {
     let ends_local = |c: char| c.is_whitespace() || c.is_control() || "<>()[]\\,;:\"".contains(c);
     let local = before.rsplit(ends_local).next()?.rsplit("..").next()?.trim_start_matches('.');
     let local = &local[local.ceil_char_boundary(local.len().saturating_sub(LOCAL_BYTES_MAX))..].trim_start_matches('.');
+    let first = local.chars().next()?;
     let is_ascii = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
     let is_any = |c: char| is_ascii(c) || (!c.is_ascii() && !c.is_whitespace() && !c.is_control());
+    let domain = |ends: &dyn Fn(char) -> bool| {
+        let end = after.find(ends).unwrap_or(after.len()).min(ADDRESS_BYTES_MAX);
+        let domain = after[..after.floor_char_boundary(end)].split("..").next()?;
+        Some(domain.trim_end_matches(['.', '-']))
+    };
     let ends: [&dyn Fn(char) -> bool; 2] = [&|c| !is_any(c), &|c| !is_ascii(c)];
-    ends.into_iter().find_map(|ends_domain| {
-        let end = after.find(ends_domain).unwrap_or(after.len()).min(ADDRESS_BYTES_MAX);
-        let mut domain = after[..after.floor_char_boundary(end)].split("..").next()?.trim_end_matches(['.', '-']);
+    let found = ends.into_iter().find_map(|ends| {
+        let mut domain = domain(ends)?;
         loop {
             if let Ok(address) = EmailAddress::parse(&format!("{local}@{domain}")) {
-                return Some((address, local.len(), domain.len()));
+                return Some((address.masked(), local.len(), domain.len()));
             }
             // Without what may be a number behind it, or the beginning of another sentence.
             domain = domain.rsplit_once('.')?.0.trim_end_matches(['.', '-']);
         }
+    });
+    found.or_else(|| {
+        // No mail goes there, but it names somebody all the same: an address that has grown together with a word.
+        let domain = domain(&|c| !is_any(c)).filter(|domain| domain.trim_start_matches('.').contains('.'))?;
+        Some((format!("{first}***@***"), local.len(), domain.len()))
     })
 }
 
@@ -201,6 +211,7 @@ mod tests {
             ("for ada@example.ada@example.bjbj, ada@example.bj@x", "for a***@***.ada, a***@***.bj"),
             ("o'neil@example.bj and o'@example.bj'", "o***@***.bj and o***@***.bj'"),
             ("ada@example.bj\u{FFFD}x", "a***@***.bj\u{FFFD}x"),
+            ("=?utf-8?B?eA==?=ada@example.bj, ada@192.0.2.1", "=***@***, a***@***"),
             ("x@ada@example.bj- @ada@example.bj_", "x@a***@***.bj- @a***@***.bj_"),
             ("", ""),
             ("...", "..."),
@@ -208,6 +219,8 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(mask_all(text), expected);
         }
+        let grown = format!("to ada@example.bj{}: 5.1.1", "s".repeat(300));
+        assert_eq!(mask_all(&grown), format!("to a***@***{}: 5.1.1", "s".repeat(300 + "example.bj".len() - 254)));
     }
 
     #[test]

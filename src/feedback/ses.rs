@@ -91,7 +91,8 @@ fn kind(event_type: &str, details: &Value) -> FeedbackKind {
 
 /// Those that the event names, or else all of the mail's.
 fn recipients(named: Option<&Value>, mail: &Value, details: &Value) -> Vec<ToldRecipient> {
-    let of_all = ["/smtpResponse", "/reason", "/errorMessage"].iter().find_map(|at| text(details, at));
+    // Read once, however many are named.
+    let of_all = ["/smtpResponse", "/reason", "/errorMessage"].iter().find_map(|at| text(details, at)).map(diagnostic);
     let listed = named.and_then(Value::as_array).filter(|list| !list.is_empty());
     let all = listed.or_else(|| mail.get("destination").and_then(Value::as_array));
     all.into_iter()
@@ -99,13 +100,16 @@ fn recipients(named: Option<&Value>, mail: &Value, details: &Value) -> Vec<ToldR
         .filter_map(|entry| {
             // A name, or an object with more about it.
             let address = entry.as_str().or_else(|| text(entry, "/emailAddress"))?;
-            let diagnostic = text(entry, "/diagnosticCode").or_else(|| text(entry, "/status")).or(of_all);
-            let diagnostic = diagnostic
-                .map(|words| words.chars().filter(|c| !c.is_control()).take(DIAGNOSTIC_CHARS_READ).collect::<String>());
-            let diagnostic = diagnostic.map(|words| mask_all(&words).chars().take(DIAGNOSTIC_CHARS_MAX).collect());
-            Some(ToldRecipient { address: bare(address).to_owned(), diagnostic })
+            let own = text(entry, "/diagnosticCode").or_else(|| text(entry, "/status")).map(diagnostic);
+            Some(ToldRecipient { address: bare(address).to_owned(), diagnostic: own.or_else(|| of_all.clone()) })
         })
         .collect()
+}
+
+/// A far server's words as they are kept.
+fn diagnostic(words: &str) -> String {
+    let read: String = words.chars().filter(|c| !c.is_control()).take(DIAGNOSTIC_CHARS_READ).collect();
+    mask_all(&read).chars().take(DIAGNOSTIC_CHARS_MAX).collect()
 }
 
 /// `Somebody <somebody@example.org>` is `somebody@example.org`.

@@ -11,6 +11,7 @@
 //! | head | 10 s (408), 16 KiB and 64 headers (431), of these 8 KiB the request target (414); 10 s also between two requests |
 //! | body | begins within 10 s (public: 20 s), then 4 KiB a second (408); its size is the route's (413) |
 //! | answer | is taken within 10 s, then 4 KiB a second |
+//! | rest of what was refused | read and thrown away for 5 s, 32 MiB, or until nothing comes for half a second |
 //! | request | 5 min in all (503); routes of the public listener have shorter ones |
 //!
 //! Invariant: nobody holds a connection by being slow, and none of this touches what carries mails.
@@ -202,5 +203,5 @@ async fn serve_line<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     if let Err(error) = ended {
         tracing::debug!(listener = door.name, %error, "a connection ended");
     }
-    connection.into_parts().io.into_inner().close().await
+    connection.into_parts().io.into_inner().close(stop).await
 }

@@ -136,6 +136,11 @@ fn https(uri: &str, allowed: &AttachmentConfig) -> Result<Source, BadReference> 
     if !allowed.https_hosts.contains(&host) {
         return Err(BadReference::Host(shown(&host)));
     }
+    // The dot of the root is another way to write the name: whoever is asked, and whose certificate is checked, has one name.
+    let bare = url.domain().and_then(|name| name.strip_suffix('.')).map(str::to_owned);
+    if bare.is_some() && url.set_host(bare.as_deref()).is_err() {
+        return Err(BadReference::Uri("names no host"));
+    }
     url.set_fragment(None);
     Ok(Source::Https { host, url })
 }
@@ -178,6 +183,10 @@ mod tests {
         let is = |scheme: &'static str, place: &str| Ok((scheme, place.to_owned()));
         assert_eq!(place("https://files.rgz.bj/a.pdf?X-Amz-Signature=s3cret#x"), is("https", "https://files.rgz.bj"));
         assert_eq!(place("HTTPS://Files.RGZ.bj.:443/a.pdf"), is("https", "https://files.rgz.bj"));
+        let Ok(Source::Https { url, .. }) = source_of("https://files.rgz.bj.:443/a.pdf?b#c", &allowed()) else {
+            panic!("the dot of the root is no other name")
+        };
+        assert_eq!(url.as_str(), "https://files.rgz.bj/a.pdf?b");
         assert_eq!(place("https://127.0.0.1:8443/a"), is("https", "https://127.0.0.1:8443"));
         assert_eq!(place("s3://invoices/2026/11/F 1%20.pdf"), is("s3", "s3://invoices"));
         assert_eq!(place("file:///srv/files/a%20b.pdf"), is("file", "the file"));

@@ -31,6 +31,8 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a relay that broke off has to say why.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often TLS may have something to say for itself where the relay should be silent: its tickets come in a flight or two.
+const NO_REPLIES_MAX: usize = 16;
 
 enum Wire {
     Plain(TcpStream),
@@ -217,13 +219,31 @@ impl Connection {
         self.is_spoilt
     }
 
-    /// What the relay did while it was not its turn, if anything. Looks into the socket without waiting.
-    pub(super) fn out_of_turn(&mut self) -> Option<LinkFault> {
-        if self.incoming.is_empty() {
-            match self.wire.read(&mut self.incoming).now_or_never()? {
-                Ok(0) => return Some(LinkFault::Closed),
-                Ok(_) => {}
+    /// What the relay did while it was not its turn, if anything; that it did nothing is known at once.
+    ///
+    /// The socket itself is asked, because what the runtime knows of it may be a moment old.
+    pub(super) async fn out_of_turn(&mut self) -> Option<LinkFault> {
+        for _ in 0..NO_REPLIES_MAX {
+            if self.incoming.is_empty() {
+                match self.wire.read(&mut self.incoming).now_or_never() {
+                    Some(Ok(0)) => return Some(LinkFault::Closed),
+                    Some(Ok(_)) | None => {}
+                    Some(Err(error)) => return Some(link_fault(&error)),
+                }
+            }
+            if !self.incoming.is_empty() {
+                break;
+            }
+            let tcp = self.wire.tcp();
+            match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(error) => return Some(link_fault(&error)),
+                // Under TLS this may be a session ticket, which is no reply.
+                Ok(_) => match timeout(self.step_timeout, tcp.readable()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return Some(link_fault(&error)),
+                    Err(_) => return Some(LinkFault::TimedOut(self.step_timeout)),
+                },
             }
         }
         Some(LinkFault::BadReply)
@@ -235,15 +255,8 @@ impl Connection {
     }
 
     /// Whether a connection that lay idle is still open and silent.
-    pub(super) fn is_alive(&mut self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        // The socket itself is asked, because what the runtime knows of it may be a moment old.
-        match SockRef::from(self.wire.tcp()).peek(&mut byte) {
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-            Ok(0) => false,
-            // Under TLS this may be a session ticket, which is no reply.
-            Ok(_) => matches!(self.wire, Wire::Tls(_)) && self.out_of_turn().is_none(),
-        }
+    pub(super) async fn is_alive(&mut self) -> bool {
+        self.out_of_turn().await.is_none()
     }
 
     /// Returns when the relay says or does something although it was not asked: closing, as a rule. Cancel-safe.

@@ -50,7 +50,7 @@ pub(super) async fn drive(relay: Arc<Relay>, lane: Lane, connection: Connection)
         };
         let _busy = line.busy();
         let sound = match connection.take() {
-            Some(mut open) => open.is_alive().then_some(open),
+            Some(mut open) => open.is_alive().await.then_some(open),
             None => None,
         };
         let Some(mut open) = (match sound {

@@ -305,41 +305,62 @@ async fn read_envelope(connection: &mut Connection, mail: &OutgoingMail) -> Resu
         return sender.map(drop);
     }
     let recipient = step(connection, mail, Phase::Rcpt, &DONE).await;
-    let recipient_was_refused = recipient.is_err();
-    // The first refusal is the mail's; what follows it only tells in what state the connection is.
-    match sender.and(recipient) {
-        Ok(_) => step(connection, mail, Phase::Data, &GO_AHEAD).await.map(drop),
-        Err(report) => {
-            if !connection.is_spoilt() {
-                abandon(connection, recipient_was_refused).await;
-            }
-            Err(report)
-        }
+    // Nobody takes a recipient for a mail that has no sender: these were replies to something else.
+    if sender.is_err() && (recipient.is_ok() || makes_no_sense(&recipient)) {
+        return Err(out_of_step(connection, Phase::Rcpt));
     }
+    // The first refusal is the mail's; what follows it only tells in what state the connection is.
+    let Err(report) = sender.and(recipient) else {
+        return step(connection, mail, Phase::Data, &GO_AHEAD).await.map(drop);
+    };
+    if connection.is_spoilt() {
+        return Err(report);
+    }
+    Err(abandon(connection).await.err().unwrap_or(report))
 }
 
-/// Reads DATA's reply after a refusal. A relay that gives the go-ahead all the same has no recipient, and gets an empty
-/// mail to refuse (RFC 2920 §3.1); anything but that refusal closes the connection.
-async fn abandon(connection: &mut Connection, recipient_was_refused: bool) {
-    let mut reply = connection.read_reply().await;
-    if recipient_was_refused && reply.as_ref().is_ok_and(|reply| GO_AHEAD.contains(&reply.code)) {
-        reply = match connection.write(b".\r\n", 1).await {
-            Ok(()) => connection.read_reply().await,
-            Err(fault) => Err(fault),
-        };
+/// Reads DATA's reply after the recipient was refused. A relay that gives the go-ahead all the same has no recipient, and
+/// gets an empty mail to refuse (RFC 2920 §3.1); anything but that refusal closes the connection.
+///
+/// # Errors
+/// When it is no reply to DATA: then what was taken for a refusal answered something else, too.
+async fn abandon(connection: &mut Connection) -> Result<(), SendReport> {
+    match connection.read_reply().await {
+        Ok(reply) if reply.code >= 400 => {}
+        Ok(reply) if GO_AHEAD.contains(&reply.code) => {
+            let reply = match connection.write(b".\r\n", 1).await {
+                Ok(()) => connection.read_reply().await,
+                Err(fault) => Err(fault),
+            };
+            if !reply.is_ok_and(|reply| reply.code >= 400) {
+                connection.spoil();
+            }
+        }
+        Ok(_) | Err(LinkFault::BadReply) => return Err(out_of_step(connection, Phase::Data)),
+        // It refused, and hung up.
+        Err(_) => {}
     }
-    if !reply.is_ok_and(|reply| reply.code >= 400) {
-        connection.spoil();
-    }
+    Ok(())
+}
+
+fn makes_no_sense<T>(read: &Result<T, SendReport>) -> bool {
+    matches!(read, Err(SendReport::Broken { fault: LinkFault::BadReply, .. }))
+}
+
+/// The replies do not go with the commands: none of them is believed, and no more are read.
+fn out_of_step(connection: &mut Connection, phase: Phase) -> SendReport {
+    connection.spoil();
+    SendReport::Broken { phase, fault: LinkFault::BadReply }
 }
 
 async fn finish_reset(connection: &mut Connection, mail: &OutgoingMail) -> Result<(), SendReport> {
     let reply = connection.read_reply().await;
     match judge(connection, mail, Phase::Mail, reply, &DONE) {
-        // A relay that refuses to forget the last mail says nothing about this one.
-        Err(SendReport::Refused { reply, .. }) if reply.code != 421 => {
+        // A relay that refuses to forget the last mail says nothing about this one, and may name whom it speaks of.
+        Err(SendReport::Refused { reply, .. }) => {
             connection.spoil();
-            Err(SendReport::Broken { phase: Phase::Mail, fault: LinkFault::BadReply })
+            let fault = if reply.code == 421 { LinkFault::Closed } else { LinkFault::BadReply };
+            Err(SendReport::Broken { phase: Phase::Mail, fault })
         }
         Err(report) => Err(report),
         Ok(_) => {
@@ -362,7 +383,7 @@ async fn write_content(
         piece.clear();
         let is_last = encoder.fill(&mut piece, PIECE_BYTES);
         // A reply that came before the terminator would be taken for the answer to it.
-        if let Some(fault) = connection.out_of_turn() {
+        if let Some(fault) = connection.out_of_turn().await {
             return Err(broken_off(connection, mail, fault).await);
         }
         let terminated = piece.len();
@@ -407,7 +428,7 @@ async fn write(connection: &mut Connection, phase: Phase, bytes: &[u8], replies:
 
 /// Writes a command that is answered before the next one. A reply that came before it would be taken for its own.
 async fn write_in_turn(connection: &mut Connection, phase: Phase, command: &[u8]) -> Result<(), SendReport> {
-    if let Some(fault) = connection.out_of_turn() {
+    if let Some(fault) = connection.out_of_turn().await {
         connection.spoil();
         return Err(SendReport::Broken { phase, fault });
     }

@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
 use crate::support::{
     daemon::ADMIN_TOKEN,
     installation::Installation,
-    raw::{Reply, exchange},
+    raw::{Reply, exchange, read_all, replies},
 };
 
 /// What is sent, and the statuses of all that is answered before the listener closes.
@@ -223,6 +225,33 @@ async fn nothing_is_smuggled_into_the_public_listener() {
             replies.iter().all(|reply| reply.status == 404) && replies.len() <= wanted.len(),
             "{what}: {replies:?}"
         );
+    }
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_refused_before_all_is_said_may_say_it_and_hears_why() {
+    const BODY: usize = 20 << 20;
+    let post = Installation::start().await;
+    let address = post.daemon().admin();
+    let token = format!("Authorization: Bearer {ADMIN_TOKEN}\r\n");
+    let long = format!("/api/v1/openapi.json?{}", "a".repeat(9000));
+    for (line, headers, status) in [
+        (format!("GET {long}"), token.as_str(), 414),
+        ("POST /api/v1/email/dead-letters/plan".to_owned(), &token, 413),
+        ("POST /api/v1/email/dead-letters/plan".to_owned(), "", 401),
+        ("POST /nowhere".to_owned(), &token, 404),
+        ("POST /api/v1/email/dead-letters/plan".to_owned(), "Content-Length: 1\r\n", 400),
+    ] {
+        let head = format!(
+            "{line} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Type: application/json\r\nContent-Length: {BODY}\r\n\r\n"
+        );
+        // A client that reads only when it has written all, as many do.
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(head.as_bytes()).await.expect("written");
+        stream.write_all(&vec![b' '; BODY]).await.unwrap_or_else(|error| panic!("{line} {status}: {error}"));
+        let replies = replies(&read_all(&mut stream).await);
+        assert_eq!(replies.iter().map(|reply| reply.status).collect::<Vec<_>>(), [status], "{line}: {replies:?}");
     }
     post.finish().await;
 }

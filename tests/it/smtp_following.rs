@@ -117,6 +117,24 @@ async fn a_mail_behind_one_whose_link_breaks_cannot_have_been_accepted() {
 }
 
 #[tokio::test]
+async fn a_refusal_too_many_behind_the_answer_to_a_dot_is_not_the_next_mails() {
+    for line in ["450 4.3.0 not now", "550 5.1.1 no such user"] {
+        let relay = Relay::start().await;
+        let late = Act::bytes(format!("250 2.0.0 taken\r\n{line}\r\n").as_bytes());
+        relay.script(Rule::at(Phase::FinalDot, late).to("first"));
+        let relays = relays(&one_connection(&relay));
+        let both = one_behind_the_other(&relay, &relays).await;
+        relay.release_final_dots();
+        let [first, second] = reports(both).await;
+        assert_eq!(code(&first), 250);
+        // It stands where the answer to MAIL should be, and the 250 to MAIL behind it.
+        assert_eq!(second, SendReport::Broken { phase: Phase::Rcpt, fault: LinkFault::BadReply }, "{line}");
+        assert_eq!(code(&sending(&relays, mail("third@example.bj")).await.await.expect("no panic")), 250);
+        assert_eq!(relay.log().connections, 2, "{}", relay.log().dialogue());
+    }
+}
+
+#[tokio::test]
 async fn each_mail_behind_another_gets_its_own_refusal() {
     for (phase, line) in
         [(Phase::Mail, "452 4.3.1 full"), (Phase::Rcpt, "550 5.1.1 no such user"), (Phase::Data, "451 4.3.0 no")]

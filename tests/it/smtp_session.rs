@@ -246,6 +246,41 @@ async fn a_go_ahead_before_its_time_is_none() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_answers_no_command_is_nobodys() {
+    // The 550 stands where the answer to RCPT should be, and the 250 to RCPT where the one to DATA should be. Whoever believed it
+    // would write to this address no more.
+    let relay = Relay::start().await;
+    relay.script(Rule::at(Phase::Mail, Act::bytes(b"250 ok\r\n550 5.1.1 no such user\r\n")).once());
+    let relays = relays(&relay.smtp_config());
+    let report = send(&relays, "a@example.bj", MESSAGE.as_bytes()).await;
+    assert_eq!(report, SendReport::Broken { phase: Phase::Data, fault: LinkFault::BadReply });
+    assert_accepted(&send(&relays, "a@example.bj", MESSAGE.as_bytes()).await);
+    assert_eq!(relay.log().connections, 2);
+}
+
+#[tokio::test]
+async fn what_a_relay_says_of_the_last_mail_is_not_told_the_next() {
+    for pipelining in [true, false] {
+        for (line, fault) in [
+            ("421 4.3.2 bad@example.bj was enough", LinkFault::Closed),
+            ("452 4.3.1 bad@example.bj", LinkFault::BadReply),
+            ("554 5.5.1 bad@example.bj", LinkFault::BadReply),
+        ] {
+            let relay = relay_with_pipelining(pipelining).await;
+            relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to("bad"));
+            relay.script_reset(line);
+            let relays = relays(&relay.smtp_config());
+            assert_refused(&send(&relays, "bad@example.bj", MESSAGE.as_bytes()).await, Phase::Rcpt, 550);
+            // Nothing of it was begun, so it may go again at once, on a connection where nobody was refused.
+            let report = send(&relays, "good@example.bj", MESSAGE.as_bytes()).await;
+            assert_eq!(report, SendReport::Broken { phase: Phase::Mail, fault }, "{line}");
+            assert_accepted(&send(&relays, "good@example.bj", MESSAGE.as_bytes()).await);
+            assert_eq!(relay.log().connections, 2, "{line}: {}", relay.log().dialogue());
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_refused_recipient_costs_no_connection() {
     for pipelining in [true, false] {
         for (phase, line, code) in [

@@ -128,6 +128,25 @@ fn a_delivery_has_the_far_servers_answer() {
 }
 
 #[test]
+fn a_far_servers_endless_words_cost_no_more_than_what_is_kept_of_them() {
+    // Every dot may be the end of an address, and none is. All of the long one would take minutes, and so would the short one if it
+    // were read for everybody who is named.
+    let endless = |times: usize| format!("a@{} ", "1.".repeat(100)).repeat(times);
+    let everybody: Vec<_> = (0..2000).map(|n| format!("n{n}@example.bj")).collect();
+    let of_all = json!({"recipients": everybody, "smtpResponse": endless(100)});
+    let of_one = json!({"bounceType": "Permanent", "bouncedRecipients": [
+        {"emailAddress": "kofi@example.bj", "diagnosticCode": endless(100_000)},
+    ]});
+    for (kind, part, details, named) in [("Delivery", "delivery", of_all, 2000), ("Bounce", "bounce", of_one, 1)] {
+        for event in both(kind, part, &details) {
+            assert_eq!(event.recipients.len(), named);
+            let kept = event.recipients.iter().filter_map(|told| told.diagnostic.as_deref());
+            assert!(kept.map(|words| words.chars().count()).all(|chars| chars <= 1000));
+        }
+    }
+}
+
+#[test]
 fn tags_are_as_good_as_a_header_and_ses_own_are_no_sign_of_a_set_up() {
     let mail =
         |tags: Value| read_json(&json!({"eventType": "Send", "mail": {"messageId": "x", "tags": tags}, "send": {}}));

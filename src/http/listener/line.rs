@@ -34,9 +34,12 @@ pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const ANSWER_GRACE: Duration = Duration::from_secs(10);
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 16 * 1024;
-/// How long, and how much, is still read after a refusal: a close with unread bytes would take the answer away (RFC 9112 §9.6).
-const LINGER: Duration = Duration::from_millis(500);
-const LINGER_BYTES: usize = 256 * 1024;
+/// How long, and how much, is still read of a request that was answered before its end: a close with unread bytes would take the
+/// answer away from whoever is still writing (RFC 9112 §9.6). The bytes are twice the largest body that any address takes.
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES: usize = 32 * 1024 * 1024;
+/// Longest pause in it: whoever has nothing more to write loses nothing.
+const LINGER_PAUSE: Duration = Duration::from_millis(500);
 
 /// How a connection fares, as others see it.
 #[derive(Debug)]
@@ -132,33 +135,41 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
         }
     }
 
-    /// Says why there is nothing more, if there is a reason, and ends it. What the reason was.
-    pub(super) async fn close(mut self) -> Option<Refused> {
+    /// Says why there is nothing more, if there is a reason, and ends it. What the reason was. `stop`: nobody is waited for long
+    /// any more.
+    pub(super) async fn close(mut self, stop: &CancellationToken) -> Option<Refused> {
         if self.answer_was_slow {
             return Some(Refused::AnswerTimeout);
         }
         let reason = self.refusal.as_ref().map(Refusal::reason);
-        let closing = async {
-            if let Some(refusal) = &self.refusal {
-                self.stream.write_all(&refusal.bytes()).await?;
+        let reason = reason.or_else(|| self.watch.is_slow().then_some(Refused::BodyTimeout));
+        tokio::select! {
+            // Whoever has gone, or does not listen, misses nothing.
+            _ = timeout(LINGER, self.end()) => {}
+            () = async { stop.cancelled().await; sleep(LINGER_PAUSE).await } => {}
+        }
+        reason
+    }
+
+    async fn end(&mut self) -> io::Result<()> {
+        // Nothing is owed but this, so it makes room for whoever asks.
+        self.watch.wait();
+        if let Some(refusal) = &self.refusal {
+            self.stream.write_all(&refusal.bytes()).await?;
+        }
+        self.stream.shutdown().await?;
+        if self.refusal.is_none() && !self.watch.is_slow() && !matches!(self.stage, Stage::Body(1..) | Stage::Chunks) {
+            return Ok(());
+        }
+        let mut rest = vec![0; CHUNK_BYTES];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match timeout(LINGER_PAUSE, self.stream.read(&mut rest)).await? {
+                Ok(read @ 1..) => left = left.saturating_sub(read),
+                _ => break,
             }
-            self.stream.shutdown().await?;
-            if self.refusal.is_some() || self.watch.is_slow() || matches!(self.stage, Stage::Body(1..) | Stage::Chunks)
-            {
-                let mut rest = vec![0; CHUNK_BYTES];
-                let mut left = LINGER_BYTES;
-                while left > 0 {
-                    match self.stream.read(&mut rest).await? {
-                        0 => break,
-                        read => left = left.saturating_sub(read),
-                    }
-                }
-            }
-            io::Result::Ok(())
-        };
-        // Whoever has gone, or does not listen, misses nothing.
-        let _ = timeout(LINGER, closing).await;
-        reason.or_else(|| self.watch.is_slow().then_some(Refused::BodyTimeout))
+        }
+        Ok(())
     }
 
     /// Reads into the buffer; 0 is the end.

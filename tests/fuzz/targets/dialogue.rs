@@ -1,9 +1,13 @@
 //! A relay that answers anything, over a socket: several mails, one after the other and one behind the other.
 //!
-//! Holds: a mail counts as sent only when the reply to its own final dot was 2xx, and then the relay has all of it; one whose
-//! final dot was answered 2xx is sent or unknown, and never goes again as if it had not; no mail is told another one's reply.
+//! Holds: a mail counts as sent only when a 2xx stood in the place of the reply to its own final dot and was said after the dot
+//! had come, and then the relay has all of it; one whose final dot was answered 2xx is sent or unknown, and never goes again as
+//! if it had not; no mail is told another one's reply.
 
-use std::time::Duration;
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use postrider::{
@@ -12,8 +16,9 @@ use postrider::{
     smtp::{OutgoingMail, Relays},
 };
 use proptest::{collection::vec, prelude::*, sample::select};
+use socket2::{SockRef, Socket};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     runtime::Runtime,
 };
@@ -82,14 +87,47 @@ impl Seen {
     }
 }
 
+/// A DATA that came.
+#[derive(Debug)]
+struct Begun {
+    to: String,
+    connection: usize,
+    /// The place of its reply; the next one is that of the final dot.
+    place: usize,
+    /// Where in all that was heard its content begins.
+    from: usize,
+}
+
 /// All that the relay saw and said.
 #[derive(Debug, Default)]
 struct Log {
     seen: Vec<Seen>,
-    /// Whose DATA came: connection, and the place of its reply.
-    begun: Vec<(String, usize, usize)>,
+    begun: Vec<Begun>,
     /// What was said on each connection.
     said: Vec<Vec<u8>>,
+    /// What came on each, also what was never looked at.
+    heard: Vec<Vec<u8>>,
+    /// How much had come when each of the replies was begun.
+    heard_before: Vec<Vec<usize>>,
+    /// The connection that is open, to be heard out.
+    open: Option<Socket>,
+}
+
+impl Log {
+    /// Takes what has come, by asking the socket itself: what the runtime knows of it may be a moment old.
+    fn listen(&mut self) {
+        let (Some(mut socket), Some(heard)) = (self.open.as_ref(), self.heard.last_mut()) else { return };
+        // It does not block. What breaks it, whoever reads next is told.
+        let _ = socket.read_to_end(heard);
+    }
+
+    /// Whether the reply after the one to this DATA was said when all of this content, and its dot, had come.
+    fn answers(&self, begun: &Begun, content: &[u8]) -> bool {
+        let came = &self.heard[begun.connection][begun.from..];
+        let Some(at) = came.windows(5).position(|part| part == b"\r\n.\r\n") else { return false };
+        let when = self.heard_before[begun.connection].get(begun.place + 1);
+        undotted(&came[..at + 2]) == content && when.is_some_and(|heard| *heard >= begun.from + at + 5)
+    }
 }
 
 impl Dialogue {
@@ -126,6 +164,8 @@ impl Dialogue {
                 never = relaying => never,
             }
         };
+        log.listen();
+        log.open = None;
         relays.close().await;
         let replies: Vec<Vec<(u16, String)>> = log.said.iter().map(|said| replies(said)).collect();
         let mut came = Came::Refused;
@@ -148,12 +188,12 @@ impl Dialogue {
             match &outcome {
                 Outcome::Sent { reply } => {
                     came = Came::AllTheWay;
-                    // A relay that answers a dot before it came says the same: nobody could tell.
-                    let answered_ahead =
-                        log.begun.iter().filter(|(to, ..)| *to == recipient(number)).any(|(_, connection, place)| {
-                            replies[*connection].get(place + 1).is_some_and(|(code, _)| (200..300).contains(code))
-                        });
-                    let is_told = was_taken || (seen.is_empty() && answered_ahead);
+                    // The relay may take something else for the end of it, or for its beginning, if it was out of step
+                    // itself. But what stood in the place of the answer was not there before the question.
+                    let is_told = log.begun.iter().filter(|begun| begun.to == recipient(number)).any(|begun| {
+                        let code = replies[begun.connection].get(begun.place + 1).map(|(code, _)| *code);
+                        code == Some(reply.code) && log.answers(begun, &content(number))
+                    });
                     holds(is_told && (200..300).contains(&reply.code), "sent only after a 2xx to its own final dot")?;
                     holds(seen.iter().all(|(seen, _)| seen.content == content(number)), "the relay has all of it")?;
                 }
@@ -221,8 +261,13 @@ async fn relay(listener: &TcpListener, plan: &Plan, log: &mut Log) -> Vec<Option
         let Ok((stream, _)) = listener.accept().await else { continue };
         if log.said.len() < CONNECTIONS_MAX {
             log.said.push(Vec::new());
+            log.heard.push(Vec::new());
+            log.heard_before.push(Vec::new());
+            log.open = SockRef::from(&stream).try_clone().ok();
             // A socket that breaks ends the connection, as any relay would have it.
             let _ = converse(stream, plan, &mut answers, log).await;
+            log.listen();
+            log.open = None;
         }
     }
 }
@@ -232,29 +277,36 @@ async fn converse(
     plan: &Plan,
     answers: &mut std::slice::Iter<'_, Answer>,
     log: &mut Log,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let connection = log.said.len() - 1;
-    let (mut incoming, mut commands, mut to) = (Vec::new(), 0_usize, String::new());
+    // Where the next command begins, in all that was heard.
+    let (mut from, mut commands, mut to) = (0, 0_usize, String::new());
     // Never answered: no reply has this place.
     let mut places = [usize::MAX; 4];
     let mut in_content = false;
-    if !say(&mut stream, answers, "220 relay.test ready", "", &mut log.said[connection]).await? {
+    if !say(&mut stream, answers, "220 relay.test ready", "", log).await? {
         return Ok(());
     }
     loop {
         // A whole command, or a whole content.
         let end: &[u8] = if in_content { b"\r\n.\r\n" } else { b"\r\n" };
+        let incoming = &log.heard[connection][from..];
         let empty = in_content && incoming.starts_with(b".\r\n");
         let found = if empty { Some(0) } else { incoming.windows(end.len()).position(|part| part == end) };
         let Some(at) = found else {
-            if stream.read_buf(&mut incoming).await? == 0 {
-                return Ok(());
+            stream.readable().await?;
+            let mut piece = [0; 4096];
+            match stream.try_read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(read) => log.heard[connection].extend_from_slice(&piece[..read]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
             continue;
         };
-        let rest = incoming.split_off(if empty { 3 } else { at + end.len() });
-        let line = std::mem::replace(&mut incoming, rest);
+        let line = incoming[..if empty { 3 } else { at + end.len() }].to_vec();
+        from += line.len();
         commands += 1;
         let text = String::from_utf8_lossy(&line).trim_end().to_owned();
         let sound = if in_content {
@@ -278,7 +330,7 @@ async fn converse(
             "250 2.1.5 ok".to_owned()
         } else if text == "DATA" {
             places[2] = commands;
-            log.begun.push((to.clone(), connection, commands));
+            log.begun.push(Begun { to: to.clone(), connection, place: commands, from });
             let said = replies(&log.said[connection]);
             let is_ok = |place: usize| said.get(place).is_some_and(|(code, _)| (200..300).contains(code));
             if is_ok(places[0]) && is_ok(places[1]) { "354 go ahead" } else { "503 5.5.1 nobody to send it to" }
@@ -293,7 +345,7 @@ async fn converse(
         let is_its_own = is_content || is_data || text.starts_with("RCPT");
         let mark =
             to.strip_prefix("to-").filter(|_| is_its_own).and_then(|to| to.split('@').next()).unwrap_or_default();
-        let goes_on = say(&mut stream, answers, &sound, mark, &mut log.said[connection]).await?;
+        let goes_on = say(&mut stream, answers, &sound, mark, log).await?;
         if is_data {
             let said = replies(&log.said[connection]);
             in_content = said.get(commands).is_some_and(|(code, _)| *code == 354);
@@ -310,10 +362,14 @@ async fn say(
     answers: &mut std::slice::Iter<'_, Answer>,
     sound: &str,
     mark: &str,
-    said: &mut Vec<u8>,
-) -> std::io::Result<bool> {
+    log: &mut Log,
+) -> io::Result<bool> {
     let marked = |line: &str| if mark.is_empty() { format!("{line}\r\n") } else { format!("{line} for-{mark};\r\n") };
-    let (whole, before) = (marked(sound), replies(said).len());
+    log.listen();
+    let connection = log.said.len() - 1;
+    let (whole, heard) = (marked(sound), log.heard[connection].len());
+    let said = &mut log.said[connection];
+    let before = replies(said).len();
     let pieces: Vec<Vec<u8>> = match answers.next().unwrap_or(&Answer::Sound) {
         Answer::Sound => vec![whole.into()],
         Answer::Lines(count) => {
@@ -329,13 +385,17 @@ async fn say(
         Answer::Bytes(bytes) => vec![bytes.clone()],
         Answer::Close => return Ok(false),
     };
+    // Noted first: whoever has read the last of it may end the dialogue.
+    said.extend(pieces.concat());
+    let after = replies(said).len();
+    log.heard_before[connection].resize(after, heard);
+    // Half a line, half a reply or none at all: the relay would be waited for.
+    let goes_on = replies_are_whole(said) && after > before;
     for piece in pieces {
-        said.extend_from_slice(&piece);
         stream.write_all(&piece).await?;
         tokio::task::yield_now().await;
     }
-    // Half a line, half a reply or none at all: the relay would be waited for.
-    Ok(replies_are_whole(said) && replies(said).len() > before)
+    Ok(goes_on)
 }
 
 /// The replies of a connection in order, by a reading of our own: up to where they make no sense.

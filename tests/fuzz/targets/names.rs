@@ -40,7 +40,7 @@ const FILE_NAMES: [&str; 7] =
     ["Facture février.pdf", "../../etc/passwd", "C:\\temp\\NUL.tar.gz", ".htaccess", "COM1.csv", "a..pdf", "lpt9"];
 const REFERENCES: [&str; 8] = [
     "https://files.rgz.bj/a.pdf?X-Amz-Signature=s#x",
-    "https://files.rgz.bj:443/../a",
+    "https://files.rgz.bj.:443/../a",
     "https://user:pw@files.rgz.bj/a",
     "s3://invoices/2026/a.pdf",
     "s3://invoices/../x",
@@ -141,10 +141,11 @@ impl Names {
         if to != Some(address.as_str()) {
             return Err(format!("another parser reads {to:?}"));
         }
-        // Of characters beyond ASCII lettre takes letters and digits; RFC 6531 takes all of them.
-        if address.local().chars().all(|c| c.is_ascii() || c.is_alphanumeric()) {
-            holds(lettre::Address::from_str(address.as_str()).is_ok(), "an address to lettre too")?;
-        }
+        // RFC 6531 §3.3 takes every character beyond ASCII. lettre, which none of our addresses goes through, takes letters and
+        // digits; of the others its rule looks for the bytes of UTF-8 in a character's number. They stand for letters here.
+        let letter = |c: char| if c.is_ascii() || c.is_alphanumeric() { c } else { 'é' };
+        let plain = format!("{}@{}", address.local().chars().map(letter).collect::<String>(), address.domain());
+        holds(lettre::Address::from_str(&plain).is_ok(), "an address to lettre too")?;
         Ok(Came::AllTheWay)
     }
 
@@ -153,14 +154,11 @@ impl Names {
         let text = format!("{before}<{}>{after}", address.as_str());
         let masked = mask_all(&text);
         holds(!masked.contains(address.as_str()), "no address is left in a text")?;
-        // Without brackets, where what stands beside it cannot be part of an address.
-        let parts_of = |c: char| c.is_alphanumeric() || "@.-_".contains(c);
-        if !after.starts_with(parts_of) && !before.ends_with(|c: char| !c.is_whitespace()) {
-            let text = format!("{before}{}{after}", address.as_str());
-            let masked = mask_all(&text);
-            if masked.contains(address.as_str()) {
-                return Err(format!("an address is left in {masked:?}"));
-            }
+        // Without brackets, whatever it has grown together with.
+        let text = format!("{before}{}{after}", address.as_str());
+        let masked = mask_all(&text);
+        if masked.contains(address.as_str()) {
+            return Err(format!("an address is left in {masked:?}"));
         }
         Ok(Came::AllTheWay)
     }
@@ -193,8 +191,7 @@ impl Names {
     fn reference(&self, uri: &str) -> Result<Came, String> {
         match source_of(uri, &self.allowed) {
             Ok(Source::Https { host, url }) => {
-                let is_allowed = |host: Option<&str>| matches!(host, Some("files.rgz.bj" | "files.rgz.bj."));
-                holds(host == "files.rgz.bj" && is_allowed(url.host_str()), "an allowed host")?;
+                holds(host == "files.rgz.bj" && url.host_str() == Some("files.rgz.bj"), "an allowed host")?;
                 holds(url.scheme() == "https" && url.username().is_empty() && url.fragment().is_none(), "a bare URL")?;
             }
             Ok(Source::S3 { bucket, key }) => {

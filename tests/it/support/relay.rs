@@ -85,6 +85,8 @@ pub struct Relay {
 struct Shared {
     offer: Offer,
     rules: Mutex<Vec<Rule>>,
+    /// What RSET is answered, if not as it should be: it is a step of no mail.
+    reset: Mutex<Option<String>>,
     log: watch::Sender<RelayLog>,
     /// Set: final dots wait for a permit.
     gate: Mutex<Option<Gate>>,
@@ -113,6 +115,7 @@ impl Relay {
         let shared = Arc::new(Shared {
             offer,
             rules: Mutex::default(),
+            reset: Mutex::default(),
             log: watch::Sender::new(RelayLog::default()),
             gate: Mutex::default(),
             connections: Mutex::default(),
@@ -156,6 +159,11 @@ impl Relay {
     /// Adds a rule. Where several match, the one that was added first counts.
     pub fn script(&self, rule: Rule) {
         self.shared.rules.lock().expect("no test panics here").push(rule);
+    }
+
+    /// From now on answers RSET with this line.
+    pub fn script_reset(&self, line: &str) {
+        *self.shared.reset.lock().expect("no test panics here") = Some(line.to_owned());
     }
 
     /// How often each rule has applied, in the order of their adding.

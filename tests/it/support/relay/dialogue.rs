@@ -135,7 +135,8 @@ impl Dialogue {
             "DATA" => self.data().await,
             "RSET" => {
                 self.transaction = None;
-                self.say("250 2.0.0 forgotten");
+                let scripted = self.shared.reset.lock().expect("no test panics here").clone();
+                self.say(scripted.as_deref().unwrap_or("250 2.0.0 forgotten"));
                 Ok(())
             }
             "NOOP" => {
