@@ -114,8 +114,11 @@ pub(super) async fn list(
         (search(&admin, &asked))
         @if let Some(wrong) = wrong { p.notice.bad role="alert" { (wrong) } }
         @if let Some(found) = &found {
+            @let can_replay = session.is_operator() && groups.letters > 0;
+            // The way to it, for whoever would pass fifty letters by thumb.
+            @if can_replay && !found.items.is_empty() { p { a href="#replay" { "Replay what waits" } } }
             (results(found, &asked, session.is_operator(), session.zone))
-            @if session.is_operator() && groups.letters > 0 { (replaying(&session, &asked)) }
+            @if can_replay { (replaying(&session, &asked)) }
         }
     };
     Ok((status, page(&session, Section::DeadLetters, "Dead letters", &body)).into_response())
