@@ -139,6 +139,7 @@ async fn a_page_that_is_not_sound_is_noticed() {
     browser.is_sound().await;
     for (harm, word) in [
         ("document.querySelector('td').style.paddingLeft = 0", "among the labels: When"),
+        ("document.querySelector('[name=target]').style.width = '400px'", "sticks out of its card: target"),
         ("document.querySelector('nav').scrollLeft = 0", "out of sight: Changes"),
     ] {
         browser.run(harm, Vec::new()).await;

@@ -237,7 +237,7 @@ pub(super) async fn show(
     let title = format!("Dead letter: {}", letter.summary.reason);
     let body = html! {
         h1 { (title) " " (badge(&letter.summary.state)) }
-        div.grid {
+        div.grid.uneven {
             (facts(&letter, personal, session.zone))
             (history(&letter, personal, session.zone))
         }

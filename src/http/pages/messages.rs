@@ -176,7 +176,7 @@ pub(super) async fn show(
     let title = message.detail.subject.as_deref().filter(|_| personal).unwrap_or("A mail");
     let body = html! {
         h1 { (title) " " (badge(&message.detail.status)) @if message.detail.held { " " (badge("held")) } }
-        div.grid {
+        div.grid.uneven {
             (facts(&message.detail, personal, zone))
             (timeline(&message.timeline, personal, zone))
         }

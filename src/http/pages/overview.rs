@@ -58,7 +58,7 @@ fn live(admin: &Admin, session: &Session, fleet: &Fleet) -> Markup {
     html! {
         (problems(admin, session, &lanes))
         div.grid { @for lane in lanes.lanes() { (lane_card(session, lane)) } }
-        div.grid {
+        div.grid.uneven {
             section.card aria-labelledby="relays" {
                 h2 #relays { "Relays" }
                 (relays(daemons.daemons()))

@@ -24,7 +24,8 @@ pub const PHONE: (u32, u32) = (390, 844);
 /// The same of a desktop.
 pub const DESKTOP: (u32, u32) = (1280, 900);
 
-/// What is not where it belongs: words of a cell among the labels of a narrow table, and a section that is open but out of sight.
+/// What is not where it belongs: words of a cell among the labels of a narrow table, fields that stick out of their card, and a
+/// section that is open but out of sight.
 const ASTRAY: &str = "const astray = [];
     for (const cell of document.querySelectorAll('table.stack td[data-label]:not([data-label=\"\"])')) {
         if (getComputedStyle(cell).display === 'table-cell') continue;
@@ -33,6 +34,11 @@ const ASTRAY: &str = "const astray = [];
         const label = cell.getBoundingClientRect().left + parseFloat(getComputedStyle(cell, '::before').width);
         if ([...words.getClientRects()].some((box) => box.width > 0 && box.left < label))
             astray.push(`among the labels: ${cell.dataset.label}`);
+    }
+    for (const card of document.querySelectorAll('.card')) {
+        const right = card.getBoundingClientRect().right - parseFloat(getComputedStyle(card).paddingRight);
+        for (const field of card.querySelectorAll('input, select, textarea, button'))
+            if (field.getBoundingClientRect().right > right + 1) astray.push(`sticks out of its card: ${field.name}`);
     }
     const here = document.querySelector('nav [aria-current=page]');
     if (here) {
