@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::{
     PageError,
     layout::{
-        self, Section, badge, choice, csrf, further, given, needs_operator, page, thousands, time, time_or_dash, total,
+        self, Section, badge, choice, csrf, further, given, moment, needs_operator, page, thousands, time,
+        time_or_dash, total,
     },
     session::{Posted, Session},
 };
@@ -99,8 +100,8 @@ pub(super) async fn create(State(admin): State<Arc<Admin>>, posted: Posted<Wante
         template: given(&form.template),
         source: given(&form.source),
         to: given(&form.to),
-        since: given(&form.since),
-        until: given(&form.until),
+        since: moment(&form.since, session.zone),
+        until: moment(&form.until, session.zone),
     };
     let run = make(&admin, &session.operator, which, form.rate, keep_version).await?;
     Ok(Redirect::to(&format!("/replays/{}", run.id)))
