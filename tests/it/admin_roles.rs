@@ -122,6 +122,9 @@ fn deeds(of: &Things) -> Vec<Deed> {
     ]
 }
 
+/// A form: the route that takes it, the path that it is sent to, its fields.
+type Form<'a> = (&'a str, String, Vec<(&'a str, &'a str)>);
+
 /// What looks only like a change: it keeps nothing.
 const LOOKING: [&str; 3] = ["post /dead-letters/plan", "post /templates/{key}/lint", "post /templates/{key}/preview"];
 
@@ -186,7 +189,7 @@ async fn no_form_lets_who_may_only_look_change_anything() {
     let edited = written(&[("do", "draft"), ("subject", "Another {{ticket_number}}")]);
     let edited: Vec<(&str, &str)> = edited.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let template = |rest: &str| format!("/templates/{KEY}/{rest}");
-    let forms: Vec<(&str, String, Vec<(&str, &str)>)> = vec![
+    let forms: Vec<Form<'_>> = vec![
         ("/lanes/{lane}/pause", "/lanes/bulk/pause".to_owned(), vec![("note", "prices")]),
         ("/lanes/{lane}/resume", "/lanes/bulk/resume".to_owned(), vec![]),
         (
