@@ -86,7 +86,7 @@ async fn a_day_that_is_searched_begins_where_operators_are() {
     let post = Installation::start().await;
     incomplete(&post, 1).await;
     let at: DateTime<Utc> = "2026-11-24T23:30:00Z".parse().expect("a time");
-    let change = "update dead_letters set archived_at = $1";
+    let change = "update dead_letters set archived_at = $1, last_at = $1";
     sqlx::query(change).bind(at).execute(&post.database.pool).await.expect("changed");
     fill(&post, 3, at).await;
     let operator = Visitor::sign_in(post.daemon(), OPERATOR_TOKEN).await;

@@ -213,7 +213,11 @@ impl Browser {
         if let Some(by @ 1..) = self.run(wide, Vec::new()).await.as_i64() {
             faults.push(format!("wider than the window by {by}"));
         }
-        let astray = self.run(ASTRAY, Vec::new()).await;
+        // Pages are told of a new size with the next picture that is drawn.
+        let astray = format!(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done((() => {{ {ASTRAY} }})())));"
+        );
+        let astray = self.client.execute_async(&astray, Vec::new()).await.expect("a check");
         faults.extend(astray.as_array().expect("a list").iter().map(ToString::to_string));
         let axe = std::fs::read_to_string(super::service("TEST_AXE")).expect("axe-core");
         self.run(&axe, Vec::new()).await;
