@@ -90,7 +90,7 @@ fn plus_days(day: NaiveDate, days: i64) -> NaiveDate {
 }
 
 /// Midnight, or what comes first where there is none.
-fn first_moment(day: NaiveDate, timezone: Tz) -> DateTime<Utc> {
+pub(crate) fn first_moment(day: NaiveDate, timezone: Tz) -> DateTime<Utc> {
     let midnight = day.and_time(NaiveTime::MIN);
     let mut local = midnight;
     for _ in 0..STEPS_MAX {

@@ -16,7 +16,7 @@ use crate::support::{
 const LIST: &str = "/api/v1/email/messages";
 
 /// Mails that were published one every third of a millisecond before `newest`: three of them share the beginning of their ids.
-async fn fill(post: &Installation, count: i32, newest: DateTime<Utc>) {
+pub(crate) async fn fill(post: &Installation, count: i32, newest: DateTime<Utc>) {
     let mut tx = post.database.pool.begin().await.expect("a transaction");
     for statement in [
         // There is nobody to hear of them.

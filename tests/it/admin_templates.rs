@@ -425,6 +425,13 @@ async fn a_preview_shows_what_is_not_saved_yet() {
     assert!(shown["faults"].to_string().contains("title"), "{shown}");
     let (_, shown) = preview(json!({ "source": { "html_content": "\n{{nobody}}" } })).await;
     assert_eq!((&shown["faults"][0]["part"], &shown["faults"][0]["line"]), (&json!("html.hbs"), &json!(2)), "{shown}");
+    for (path, body) in
+        [("/preview", json!({ "locale": "x".repeat(36) })), ("/test", json!({ "locale": "x".repeat(36) }))]
+    {
+        let (status, said) = daemon.post(&format!("{TICKET}{path}"), VIEWER_TOKEN, &body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {said}");
+        assert!(said["detail"].as_str().is_some_and(|words| words.starts_with("locale: ")), "{said}");
+    }
     let large = json!({ "source": { "text_content": "x".repeat(2 << 20) } });
     assert_eq!(preview(large).await.0, StatusCode::PAYLOAD_TOO_LARGE);
     is(&states(daemon).await, &[(1, "active")]);

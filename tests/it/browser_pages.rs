@@ -1,7 +1,11 @@
 //! The pages in a real browser, as a person uses them, at the width of a phone and of a desktop, light and dark.
 
 use crate::support::{
-    browser::Browser, daemon::OPERATOR_TOKEN, installation::Installation, requests::ticket, wait::until,
+    browser::{Browser, PHONE},
+    daemon::OPERATOR_TOKEN,
+    installation::Installation,
+    requests::ticket,
+    wait::until,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,6 +132,19 @@ async fn a_page_that_is_not_sound_is_noticed() {
             browser.faults().await.iter().any(|fault| fault.contains(word))
         })
         .await;
+    }
+    browser.sign_in(OPERATOR_TOKEN).await;
+    browser.resize(PHONE).await;
+    browser.open("/changes").await;
+    browser.is_sound().await;
+    for (harm, word) in [
+        ("document.querySelector('td').style.paddingLeft = 0", "among the labels: When"),
+        ("document.querySelector('[name=target]').style.width = '400px'", "sticks out of its card: target"),
+        ("document.querySelector('nav').scrollLeft = 0", "out of sight: Changes"),
+    ] {
+        browser.run(harm, Vec::new()).await;
+        let faults = browser.faults().await;
+        assert!(faults.iter().any(|fault| fault.contains(word)), "{harm}: {faults:?}");
     }
     browser.close().await;
     post.finish().await;

@@ -1,7 +1,7 @@
 //! The page of unsubscribing in a real browser, as a person uses it: phone and desktop, light and dark.
 
 use crate::support::{
-    browser::Browser,
+    browser::{Browser, DESKTOP},
     installation::Installation,
     public::{Public, link_in},
     requests::sample,
@@ -41,7 +41,7 @@ async fn a_person_confirms_and_may_leave_everything() {
     // What was copied in part leads nowhere, and says so.
     browser.open(&path[..path.len() - 3]).await;
     browser.shows("Ce lien n’est pas valable").await;
-    browser.picture("unsubscribe-no-link").await;
+    browser.picture("unsubscribe-no-link", DESKTOP).await;
     browser.close().await;
     post.finish().await;
 }

@@ -147,6 +147,8 @@ mod broker_replay_runs;
 
 mod admin_replays;
 
+mod admin_roles;
+
 mod admin_resend;
 
 mod feedback_matching;

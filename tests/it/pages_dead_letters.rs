@@ -1,17 +1,21 @@
 //! Dead letters and replays in the pages: looked at by reason, planned, started by a form of its own, discarded; and a mail
 //! that is sent again.
 
+use chrono::{DateTime, Utc};
 use postrider::email::Phase;
 use reqwest::StatusCode;
 
-use crate::support::{
-    browser::Browser,
-    daemon::{OPERATOR_TOKEN, VIEWER_TOKEN},
-    installation::Installation,
-    pages::Visitor,
-    relay::{Act, Rule},
-    requests::{ticket, unset},
-    wait::until,
+use crate::{
+    admin_messages::fill,
+    support::{
+        browser::Browser,
+        daemon::{OPERATOR_TOKEN, VIEWER_TOKEN},
+        installation::Installation,
+        pages::Visitor,
+        relay::{Act, Rule},
+        requests::{ticket, unset},
+        wait::until,
+    },
 };
 
 /// Letters that fail at once: a variable is missing, so that only another version or a discard helps.
@@ -73,6 +77,36 @@ async fn who_may_only_look_sees_numbers_and_no_person_and_steers_nothing() {
     let done = operator.submit(&format!("/dead-letters/{id}/discard"), &[("note", "left")]).await;
     assert_eq!(done, format!("/dead-letters/{id}"));
     assert_eq!(letters(&post, "discarded").await, 1);
+    post.finish().await;
+}
+
+/// Benin is an hour ahead, and pages show its time: half past eleven in the evening of UTC is the next day's first hour.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_that_is_searched_begins_where_operators_are() {
+    let post = Installation::start().await;
+    incomplete(&post, 1).await;
+    let at: DateTime<Utc> = "2026-11-24T23:30:00Z".parse().expect("a time");
+    let change = "update dead_letters set archived_at = $1, last_at = $1";
+    sqlx::query(change).bind(at).execute(&post.database.pool).await.expect("changed");
+    fill(&post, 3, at).await;
+    let operator = Visitor::sign_in(post.daemon(), OPERATOR_TOKEN).await;
+    for (day, next, mails, letters) in
+        [("2026-11-25", "2026-11-26", "3 mails", "1 letter,"), ("2026-11-24", "2026-11-25", "0 mails", "0 letters,")]
+    {
+        let asked = format!("?since={day}&until={next}");
+        let html = operator.page(&format!("/messages{asked}")).await;
+        assert!(html.contains(mails) && html.contains(&format!("value=\"{day}\"")), "{day}: {html}");
+        let html = operator.page(&format!("/dead-letters{asked}")).await;
+        assert!(html.contains(letters) && html.contains(&format!("value=\"{day}\"")), "{day}: {html}");
+        // What its form for a replay says is what was found.
+        let hidden = |name: &str| {
+            let (_, rest) = html.split_once(&format!("type=\"hidden\" name=\"{name}\" value=\"")).expect("a field");
+            rest.split('"').next().expect("a value").to_owned()
+        };
+        let run = operator.submit("/replays", &[("since", &hidden("since")), ("until", &hidden("until"))]).await;
+        let planned = if letters.starts_with('1') { "Planned to go out: 1" } else { "Planned to go out: 0" };
+        assert!(operator.page(&run).await.contains(planned), "{day}");
+    }
     post.finish().await;
 }
 

@@ -16,7 +16,7 @@ const TICKET: &str = "/templates/support_ticket_created";
 const API: &str = "/api/v1/email/templates/support_ticket_created";
 
 /// The fields of the editor, as a browser sends them; without its variants where a change is about locales.
-fn written(change: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(crate) fn written(change: &[(&str, &str)]) -> Vec<(String, String)> {
     let source = templates().iter().find(|template| template.key == "support_ticket_created").expect("it is there");
     let lines = |text: &str| text.replace('\n', "\r\n");
     let mut fields = vec![

@@ -90,6 +90,8 @@ async fn two_daemons_switch_in_the_middle_of_sending_and_mix_nothing() {
         until("the other daemon uses it", async || in_use(&other).await == 3).await;
         (answered, begun.elapsed())
     });
+    let other_came_after = activated.1 - activated.0;
+    assert!(other_came_after < Duration::from_secs(1), "the other daemon took {other_came_after:?}");
     // With TEST_LOG=info it is shown.
     tracing::info!(answered = ?activated.0, in_use_on_both = ?activated.1, "an activation");
     let after = publish(400..500).await;

@@ -65,9 +65,10 @@ def publish(options, domain):
 
     connection = pika.BlockingConnection(pika.URLParameters(os.environ["AMQP_URL"]))
     channel = connection.channel()
+    # The same bytes again would be a letter that is known, and was discarded or replayed by an earlier run.
     for n in range(5):
-        channel.basic_publish("email.requests", "support.p1", b"no request %d" % n)
-        channel.basic_publish("email.requests", f"nowhere.{n}", b"for nobody %d" % n)
+        channel.basic_publish("email.requests", "support.p1", f"no request {n} of {domain}".encode())
+        channel.basic_publish("email.requests", f"nowhere.{n}", f"for nobody {n} of {domain}".encode())
     connection.close()
     return [one["requestId"] for one in requests]
 

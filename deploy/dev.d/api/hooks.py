@@ -11,11 +11,14 @@ import os
 import string
 import uuid
 
+import requests
 import schemathesis
 from hypothesis import strategies as st
 
 with open(os.environ["API_TEST_SEEDS"], encoding="utf-8") as file:
     SEEDS = json.load(file)
+# Whose token this run shows; nothing: none.
+TOKEN = os.environ.get("API_TEST_TOKEN")
 
 
 def known_or(name, other):
@@ -66,3 +69,26 @@ def before_load_schema(_context, raw_schema):
     for operations in raw_schema["paths"].values():
         for operation in operations.values():
             operation.get("requestBody", {}).get("content", {}).get("text/csv", {}).pop("example", None)
+
+
+GUARDED = set()
+
+
+@schemathesis.check
+def tokens_are_asked_for(_context, response, case):
+    """Without a token, or with a wrong one, what was answered is not; and a right one never has to wait."""
+    shown = response.request.headers.get("Authorization")
+    if TOKEN and shown == f"Bearer {TOKEN}":
+        assert response.status_code != 429, "a right token had to wait"
+    label = case.operation.label
+    if "/api/" not in label or not 200 <= response.status_code < 300 or label in GUARDED:
+        return
+    for token, expected in ((None, (401,)), ("Bearer a-token-that-nobody-has", (401, 429))):
+        request = response.request.copy()
+        request.headers.pop("Authorization", None)
+        if token:
+            request.headers["Authorization"] = token
+        with requests.Session() as session:
+            status = session.send(request, timeout=30).status_code
+        assert status in expected, f"{status} with {'a wrong token' if token else 'no token'}"
+    GUARDED.add(label)

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{
     PageError,
     layout::{
-        self, Section, badge, choice, csrf, field, further, given, needs_operator, page, recipient_field, time,
+        self, Section, badge, choice, csrf, field, further, given, moment, needs_operator, page, recipient_field, time,
         time_or_dash, total,
     },
     replays::{Wanted, replay_form},
@@ -56,14 +56,14 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn params(&self) -> ListParams {
+    fn params(&self, zone: Tz) -> ListParams {
         ListParams {
             reason: given(&self.reason),
             template: given(&self.template),
             source: given(&self.source),
             to: given(&self.to),
-            since: given(&self.since),
-            until: given(&self.until),
+            since: moment(&self.since, zone),
+            until: moment(&self.until, zone),
             state: given(&self.state),
             limit: Some(LIMIT),
             cursor: given(&self.cursor),
@@ -83,8 +83,8 @@ impl Asked {
     }
 
     /// Whose replay this question asks for.
-    fn wanted(&self) -> Wanted {
-        let of = self.params();
+    fn wanted(&self, zone: Tz) -> Wanted {
+        let of = self.params(zone);
         Wanted {
             reason: of.reason,
             template: of.template,
@@ -104,7 +104,7 @@ pub(super) async fn list(
 ) -> Result<Response, PageError> {
     let asked = params::query(asked)?;
     let groups = admin.store.dead_groups().await?;
-    let (found, wrong, status) = match asked.params().filter(&admin) {
+    let (found, wrong, status) = match asked.params(session.zone).filter(&admin) {
         Ok(filter) => (Some(admin.store.dead_letters(&filter).await?), None, StatusCode::OK),
         Err(problem) => (None, Some(problem.detail().to_owned()), problem.status()),
     };
@@ -114,8 +114,11 @@ pub(super) async fn list(
         (search(&admin, &asked))
         @if let Some(wrong) = wrong { p.notice.bad role="alert" { (wrong) } }
         @if let Some(found) = &found {
+            @let can_replay = session.is_operator() && groups.letters > 0;
+            // The way to it, for whoever would pass fifty letters by thumb.
+            @if can_replay && !found.items.is_empty() { p { a href="#replay" { "Replay what waits" } } }
             (results(found, &asked, session.is_operator(), session.zone))
-            @if session.is_operator() && groups.letters > 0 { (replaying(&session, &asked)) }
+            @if can_replay { (replaying(&session, &asked)) }
         }
     };
     Ok((status, page(&session, Section::DeadLetters, "Dead letters", &body)).into_response())
@@ -205,7 +208,7 @@ fn recipients(letter: &DeadSummary, personal: bool) -> String {
 
 /// The plan is made of what the page was asked for, and shown before anything is sent.
 fn replaying(session: &Session, asked: &Asked) -> Markup {
-    let wanted = asked.wanted();
+    let wanted = asked.wanted(session.zone);
     let is_all = wanted.is_everything();
     html! {
         section.card aria-labelledby="replay" {
@@ -234,7 +237,7 @@ pub(super) async fn show(
     let title = format!("Dead letter: {}", letter.summary.reason);
     let body = html! {
         h1 { (title) " " (badge(&letter.summary.state)) }
-        div.grid {
+        div.grid.uneven {
             (facts(&letter, personal, session.zone))
             (history(&letter, personal, session.zone))
         }

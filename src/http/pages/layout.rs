@@ -12,7 +12,7 @@ use super::{
     assets,
     session::{CSRF_FIELD, Session},
 };
-use crate::http::problem::Problem;
+use crate::{email::cap::first_moment, http::problem::Problem};
 
 /// Where a page belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,6 +270,12 @@ pub(super) fn given(text: &Option<String>) -> Option<String> {
     text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
+/// When what was written begins: a day begins where operators are, as the times that pages show.
+pub(super) fn moment(text: &Option<String>, zone: Tz) -> Option<String> {
+    let text = given(text)?;
+    Some(text.parse().map_or(text, |day| first_moment(day, zone).to_rfc3339()))
+}
+
 /// Who may not see it is told who may.
 pub(super) fn needs_operator() -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "this needs a token with the role operator")
@@ -283,6 +289,16 @@ mod tests {
     fn nothing_turns_the_text_around_it() {
         let shown = in_order("<p>ada\u{202e}jb.elpmaxe@\u{2069} \u{645}\u{631}\u{62d}\u{628}\u{627}</p>".to_owned());
         assert_eq!(shown, "<p>ada[U+202E]jb.elpmaxe@[U+2069] \u{645}\u{631}\u{62d}\u{628}\u{627}</p>");
+    }
+
+    #[test]
+    fn a_day_begins_where_operators_are() {
+        let moment = |text: &str| moment(&Some(text.to_owned()), chrono_tz::Africa::PortoNovo);
+        assert_eq!(moment("2026-11-27").as_deref(), Some("2026-11-26T23:00:00+00:00"));
+        for other in ["2026-11-27T18:00:00Z", "yesterday"] {
+            assert_eq!(moment(other).as_deref(), Some(other));
+        }
+        assert_eq!(moment(" "), None);
     }
 
     #[test]

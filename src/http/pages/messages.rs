@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{
     PageError,
     layout::{
-        self, Section, badge, choice, csrf, field, further, given, needs_operator, page, recipient_field, time,
+        self, Section, badge, choice, csrf, field, further, given, moment, needs_operator, page, recipient_field, time,
         time_or_dash, total,
     },
     mail_document,
@@ -54,7 +54,7 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Forms send what was left empty as well.
-    fn filter(&self, admin: &Admin) -> Result<MessageFilter, Problem> {
+    fn filter(&self, admin: &Admin, zone: Tz) -> Result<MessageFilter, Problem> {
         let names = Status::ALL.iter().map(|status| status.name());
         let request_id = given(&self.request_id).map(|text| params::uuid("request", &text)).transpose()?;
         Ok(MessageFilter {
@@ -63,8 +63,8 @@ impl Asked {
             status: params::one_of("status", given(&self.status).as_deref(), Status::from_name, names)?,
             template_key: params::word("template", given(&self.template))?,
             source: params::word("source", given(&self.source))?,
-            since: params::time("since", given(&self.since).as_deref())?,
-            until: params::time("until", given(&self.until).as_deref())?,
+            since: params::time("since", moment(&self.since, zone).as_deref())?,
+            until: params::time("until", moment(&self.until, zone).as_deref())?,
             after: params::cursor(given(&self.cursor).as_deref(), |text| text.parse().ok())?,
             limit: LIMIT,
         })
@@ -90,7 +90,7 @@ pub(super) async fn list(
 ) -> Result<Response, PageError> {
     let asked = params::query(asked)?;
     // What cannot be asked for is told beside the form, where it can be mended.
-    let (found, wrong, status) = match asked.filter(&admin) {
+    let (found, wrong, status) = match asked.filter(&admin, session.zone) {
         Ok(filter) => (Some(admin.store.messages(&filter).await?), None, StatusCode::OK),
         Err(problem) => (None, Some(problem.detail().to_owned()), problem.status()),
     };
@@ -176,7 +176,7 @@ pub(super) async fn show(
     let title = message.detail.subject.as_deref().filter(|_| personal).unwrap_or("A mail");
     let body = html! {
         h1 { (title) " " (badge(&message.detail.status)) @if message.detail.held { " " (badge("held")) } }
-        div.grid {
+        div.grid.uneven {
             (facts(&message.detail, personal, zone))
             (timeline(&message.timeline, personal, zone))
         }

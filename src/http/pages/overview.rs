@@ -58,7 +58,7 @@ fn live(admin: &Admin, session: &Session, fleet: &Fleet) -> Markup {
     html! {
         (problems(admin, session, &lanes))
         div.grid { @for lane in lanes.lanes() { (lane_card(session, lane)) } }
-        div.grid {
+        div.grid.uneven {
             section.card aria-labelledby="relays" {
                 h2 #relays { "Relays" }
                 (relays(daemons.daemons()))
@@ -114,7 +114,7 @@ fn lane_card(session: &Session, lane: &LaneView) -> Markup {
         section.card aria-labelledby=(format!("lane-{}", lane.lane)) {
             h2 id=(format!("lane-{}", lane.lane)) { (lane.lane) " " (state_badge(lane)) }
             (plot(&lane.history.sent, &lane.history.troubled, lane.history.step_seconds))
-            dl.facts.tight {
+            dl.facts {
                 dt { "Waiting" } dd { (number(lane.depth)) }
                 dt { "Retrying" } dd {
                     (number(lane.retry_depth))

@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::{
     PageError,
     layout::{
-        self, Section, badge, choice, csrf, further, given, needs_operator, page, thousands, time, time_or_dash, total,
+        self, Section, badge, choice, csrf, further, given, moment, needs_operator, page, thousands, time,
+        time_or_dash, total,
     },
     session::{Posted, Session},
 };
@@ -76,7 +77,7 @@ pub(super) fn replay_form(session: &Session, wanted: &Wanted, verb: &str) -> Mar
             @if let Some(id) = wanted.id { input type="hidden" name="id" value=(id); }
             @for (name, value) in wanted.fields() { @if let Some(value) = value { input type="hidden" name=(name) value=(value); } }
             label { "Letters a second" input type="number" name="rate" min="1" max=(RATE_MAX) value=(RATE_DEFAULT); }
-            label { "Words"
+            label.wide { "Words"
                 select name="words" {
                     option value="active" { "of the template's active version" }
                     option value="first" { "of the first time" }
@@ -99,8 +100,8 @@ pub(super) async fn create(State(admin): State<Arc<Admin>>, posted: Posted<Wante
         template: given(&form.template),
         source: given(&form.source),
         to: given(&form.to),
-        since: given(&form.since),
-        until: given(&form.until),
+        since: moment(&form.since, session.zone),
+        until: moment(&form.until, session.zone),
     };
     let run = make(&admin, &session.operator, which, form.rate, keep_version).await?;
     Ok(Redirect::to(&format!("/replays/{}", run.id)))
@@ -275,7 +276,8 @@ fn planned(run: &Run) -> Markup {
         div.grid {
             section.card aria-labelledby="open" {
                 h2 #open { "Planned to go out: " (thousands(plan.open.into())) }
-                @if !plan.groups.is_empty() {
+                @if plan.groups.is_empty() { p { "None." } }
+                @else {
                     table.stack {
                         thead { tr { th { "Reason" } th { "Template" } th { "Version" } th.num { "Letters" } } }
                         tbody {
@@ -294,7 +296,8 @@ fn planned(run: &Run) -> Markup {
             }
             section.card aria-labelledby="skipped" {
                 h2 #skipped { "Planned to be left alone: " (thousands(plan.skipped.into())) }
-                @if !plan.skips.is_empty() {
+                @if plan.skips.is_empty() { p { "None." } }
+                @else {
                     table.stack {
                         thead { tr { th { "Why" } th.num { "Letters" } } }
                         tbody {

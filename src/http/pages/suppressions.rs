@@ -135,7 +135,7 @@ fn adding(session: &Session) -> Markup {
             h2 #add { "Put an address on the list" }
             form.filter method="post" action="/suppressions/add" {
                 (csrf(session))
-                label { "Address" input type="email" name="address" required autocomplete="off"; }
+                label.wide { "Address" input type="email" name="address" required autocomplete="off"; }
                 label { "Reason" select name="reason" { @for reason in reasons() { option value=(reason) selected[reason == "operator"] { (reason) } } } }
                 label { "Note" input type="text" name="note" maxlength=(NOTE_CHARS_MAX); }
                 div.row { button type="submit" { "Add" } }

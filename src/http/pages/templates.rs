@@ -84,7 +84,7 @@ pub(super) async fn list(State(admin): State<Arc<Admin>>, session: Session) -> R
                 h2 #new { "A new template" }
                 form.filter method="get" action="/templates/new" {
                     label { "Key" input type="text" name="key" required pattern="[a-z][a-z0-9_]*" maxlength="100" autocapitalize="none" autocomplete="off" spellcheck="false"; }
-                    label { "Begin with a copy of"
+                    label.wide { "Begin with a copy of"
                         select name="like" { @for line in &lines { option value=(line.key) { (line.key) } } }
                     }
                     div.row { button type="submit" { "Write it" } }
@@ -250,7 +250,7 @@ fn testing(session: &Session, key: &str, version: i32, source: &TemplateSource) 
             form method="post" action=(format!("/templates/{key}/test")) {
                 (csrf(session))
                 div.filter {
-                    label { "To" input type="email" name="to" required autocomplete="email"; }
+                    label.wide { "To" input type="email" name="to" required autocomplete="email"; }
                     (field("version", "Version", "number", Some(&version.to_string()), ""))
                     @if !source.variants.is_empty() { (locale_choice("locale", source.variants.keys(), None)) }
                 }

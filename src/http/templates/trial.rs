@@ -36,6 +36,9 @@ use crate::{
     versions::{self, Finding, Parts, VersionError},
 };
 
+/// Characters of a locale (RFC 5646, section 4.4.1).
+const LOCALE_CHARS_MAX: usize = 35;
+
 /// A version that is not saved. What is not given comes from the version that it is based on.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -146,8 +149,19 @@ pub(in crate::http) async fn preview(
 ) -> Result<Json<Previewed>, Problem> {
     let key = key_of(key)?;
     let Preview { source, variables, locale } = params::body(body)?;
+    let locale = locale_of(locale)?;
     let source = source.source(&admin, &key).await?;
     Ok(Json(try_out(&admin, source, variables, locale).await))
+}
+
+/// What a reader would ask for, unless no reader could.
+fn locale_of(given: Option<String>) -> Result<Option<String>, Problem> {
+    match given {
+        Some(text) if text.chars().count() > LOCALE_CHARS_MAX => {
+            Err(params::bad(format!("locale: it has at most {LOCALE_CHARS_MAX} characters")))
+        }
+        given => Ok(given),
+    }
 }
 
 /// Compiles and renders; without variables, the sample.
@@ -270,7 +284,7 @@ pub(in crate::http) struct Trial {
 /// Renders a saved version, and sends it if somebody is named.
 pub(in crate::http) async fn test_version(admin: &Arc<Admin>, key: &str, trial: Trial) -> Result<Tested, Problem> {
     let Trial { version, variables, locale, to, send } = trial;
-    let locale = locale.filter(|locale| !locale.is_empty());
+    let locale = locale_of(locale)?.filter(|locale| !locale.is_empty());
     if send {
         EmailAddress::parse(to.as_deref().unwrap_or_default())
             .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("to: {error}")))?;

@@ -27,6 +27,29 @@ pub const DESKTOP: (u32, u32) = (1280, 900);
 /// What axe-core calls the rules of WCAG 2.1, A and AA.
 const WCAG: &[&str] = &["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"];
 
+/// What is not where it belongs: words of a cell among the labels of a narrow table, fields that stick out of their card, and a
+/// section that is open but out of sight.
+const ASTRAY: &str = "const astray = [];
+    for (const cell of document.querySelectorAll('table.stack td[data-label]:not([data-label=\"\"])')) {
+        if (getComputedStyle(cell).display === 'table-cell') continue;
+        const words = document.createRange();
+        words.selectNodeContents(cell);
+        const label = cell.getBoundingClientRect().left + parseFloat(getComputedStyle(cell, '::before').width);
+        if ([...words.getClientRects()].some((box) => box.width > 0 && box.left < label))
+            astray.push(`among the labels: ${cell.dataset.label}`);
+    }
+    for (const card of document.querySelectorAll('.card')) {
+        const right = card.getBoundingClientRect().right - parseFloat(getComputedStyle(card).paddingRight);
+        for (const field of card.querySelectorAll('input, select, textarea, button'))
+            if (field.getBoundingClientRect().right > right + 1) astray.push(`sticks out of its card: ${field.name}`);
+    }
+    const here = document.querySelector('nav [aria-current=page]');
+    if (here) {
+        const [link, line] = [here.getBoundingClientRect(), here.parentElement.getBoundingClientRect()];
+        if (link.left < line.left - 1 || link.right > line.right + 1) astray.push(`out of sight: ${here.textContent}`);
+    }
+    return astray;";
+
 /// A real browser that nobody sees, with a profile of its own.
 pub struct Browser {
     /// What drives it.
@@ -209,6 +232,12 @@ impl Browser {
         if let Some(by @ 1..) = self.excess().await {
             faults.push(format!("wider than the window by {by}"));
         }
+        // Pages are told of a new size with the next picture that is drawn.
+        let astray = format!(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done((() => {{ {ASTRAY} }})())));"
+        );
+        let astray = self.client.execute_async(&astray, Vec::new()).await.expect("a check");
+        faults.extend(astray.as_array().expect("a list").iter().map(ToString::to_string));
         let axe = std::fs::read_to_string(super::service("TEST_AXE")).expect("axe-core");
         self.run(&axe, Vec::new()).await;
         let check = "const [rules, done] = arguments;
@@ -232,9 +261,14 @@ impl Browser {
     }
 
     /// A picture of the whole page, where `TEST_SCREENSHOTS` names a folder for them.
-    pub async fn picture(&self, name: &str) {
+    pub async fn picture(&self, name: &str, (width, height): (u32, u32)) {
         let Some(folder) = std::env::var_os("TEST_SCREENSHOTS").map(PathBuf::from) else { return };
+        // What a frame shows is drawn only where the window shows the frame.
+        let whole = self.run("return document.documentElement.scrollHeight", Vec::new()).await;
+        let whole = whole.as_u64().and_then(|whole| u32::try_from(whole).ok()).expect("a height");
+        self.resize((width, height.max(whole))).await;
         let picture = self.devtools("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
+        self.resize((width, height)).await;
         let bytes = STANDARD.decode(picture["data"].as_str().expect("a picture")).expect("base64");
         std::fs::create_dir_all(&folder).expect("a folder");
         std::fs::write(Path::new(&folder).join(format!("{name}.png")), bytes).expect("a file");
@@ -257,6 +291,9 @@ impl Browser {
                 self.prefer(scheme).await;
                 check().await;
                 self.picture(&format!("{name}-{width}-{scheme}")).await;
+
+                self.is_sound().await;
+                self.picture(&format!("{name}-{width}-{scheme}"), size).await;
             }
         }
         self.prefer("light").await;

@@ -1,6 +1,17 @@
 // What pages do with a script. Every page works without it.
 "use strict";
 
+// On a phone the sections are a line that is longer than the screen: the one that is open comes into sight.
+const here = document.querySelector(".top nav [aria-current]");
+function showSection() {
+  const line = here.parentElement;
+  line.scrollLeft = here.offsetLeft - line.offsetLeft - (line.clientWidth - here.offsetWidth) / 2;
+}
+if (here) {
+  showSection();
+  addEventListener("resize", showSection);
+}
+
 // A question before what cannot be taken back: <form data-confirm="...">.
 document.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;

@@ -335,14 +335,21 @@ fn editor(
     page_to_edit(session, Section::Templates, &title, &body)
 }
 
-/// The partials of both parts; `begin` is what begins their fields' names besides.
+/// The partials of both parts, folded up: there are dozens, and whoever goes by keyboard or by thumb would pass them all on the way to
+/// the buttons. `begin` is what begins their fields' names besides.
 fn partials(written: &Written, begin: &str) -> Markup {
     html! {
         @for (prefix, kind) in PARTIALS.into_iter().zip(["HTML", "text"]) {
-            @for name in written.partials(&format!("{begin}{prefix}")).keys() {
+            @let partials = written.partials(&format!("{begin}{prefix}"));
+            @if !partials.is_empty() {
                 details {
-                    summary { "Partial of the " (kind) " part: " (name) }
-                    (area(written, &format!("{begin}{prefix}{name}"), &format!("{name} ({kind})"), 10))
+                    summary { "Partials of the " (kind) " part (" (partials.len()) ")" }
+                    @for name in partials.keys() {
+                        details {
+                            summary { (name) }
+                            (area(written, &format!("{begin}{prefix}{name}"), &format!("{name} ({kind})"), 10))
+                        }
+                    }
                 }
             }
         }
