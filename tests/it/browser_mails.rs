@@ -73,7 +73,7 @@ async fn no_mail_is_wider_than_a_phone_or_hard_to_read() {
         assert_eq!(browser.excess().await, Some(0), "{whole}");
         browser.open(&format!("/{bare}")).await;
         assert_eq!(browser.excess().await, Some(0), "{bare}");
-        browser.picture(&format!("mail-{}-phone-bare", one.name)).await;
+        browser.picture(&format!("mail-{}-phone-bare", one.name), PHONE).await;
     }
     browser.close().await;
     post.finish().await;

@@ -290,9 +290,6 @@ impl Browser {
             for scheme in ["light", "dark"] {
                 self.prefer(scheme).await;
                 check().await;
-                self.picture(&format!("{name}-{width}-{scheme}")).await;
-
-                self.is_sound().await;
                 self.picture(&format!("{name}-{width}-{scheme}"), size).await;
             }
         }
