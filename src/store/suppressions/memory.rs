@@ -2,7 +2,11 @@
 //!
 //! Invariant: only while the database is away does anybody decide by it; else the claim looks into the table itself.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
@@ -19,26 +23,39 @@ type ByHash = HashMap<[u8; 32], Option<DateTime<Utc>>>;
 #[derive(Debug, Default)]
 pub(in crate::store) struct Suppressed {
     by_hash: ArcSwap<ByHash>,
+    noted: Mutex<Noted>,
+}
+
+/// Addresses that were refused since the list was loaded: apart from it, for it may be long.
+#[derive(Debug, Default)]
+struct Noted {
+    since_load: HashSet<[u8; 32]>,
+    /// Before it: a load that had begun by then may not have seen them.
+    before_load: HashSet<[u8; 32]>,
+}
+
+impl Suppressed {
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        // Sets are sound whoever panicked.
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Store {
     /// Whether this address was suppressed for transactional mail when the list was loaded last.
     #[must_use]
     pub fn was_suppressed(&self, address_hash: &[u8; 32], now: DateTime<Utc>) -> bool {
-        self.suppressed.by_hash.load().get(address_hash).is_some_and(|until| until.is_none_or(|until| until > now))
+        let listed = self.suppressed.by_hash.load().get(address_hash).copied();
+        if listed.is_some_and(|until| until.is_none_or(|until| until > now)) {
+            return true;
+        }
+        let noted = self.suppressed.noted();
+        noted.since_load.contains(address_hash) || noted.before_load.contains(address_hash)
     }
 
     /// Notes in memory only that these addresses get nothing more; the table has them with the outcome, the journal or the event.
     pub fn note_suppressed(&self, address_hashes: &[[u8; 32]]) {
-        let known = self.suppressed.by_hash.load();
-        if address_hashes.iter().all(|hash| known.get(hash).is_some_and(Option::is_none)) {
-            return;
-        }
-        self.suppressed.by_hash.rcu(|known| {
-            let mut more = ByHash::clone(known);
-            more.extend(address_hashes.iter().map(|hash| (*hash, None)));
-            more
-        });
+        self.suppressed.noted().since_load.extend(address_hashes);
     }
 
     /// Loads the list anew.
@@ -57,6 +74,8 @@ impl Store {
         let rows = within_limit(async { Ok(loading.await?) }).await?;
         let by_hash = rows.into_iter().filter_map(|row| Some((row.address_hash.try_into().ok()?, row.until)));
         self.suppressed.by_hash.store(Arc::new(by_hash.collect()));
+        let mut noted = self.suppressed.noted();
+        noted.before_load = std::mem::take(&mut noted.since_load);
         Ok(())
     }
 
