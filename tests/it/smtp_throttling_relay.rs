@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use postrider::{
-    email::{Lane, Outcome, Phase, SendReport},
-    smtp::{Relays, classify},
+    email::{EmailAddress, Lane, Outcome, Phase, SendReport},
+    smtp::{OutgoingMail, Relays, classify},
 };
 use tokio::task::JoinSet;
 
@@ -59,15 +60,13 @@ async fn a_wave_of_throttling_answers_slows_a_relay_down_once() {
     let mut config = relay.smtp_config();
     config.connections.standard = 20;
     let relays = relays(&config);
-    relay.hold_final_dots();
     relay.script(Rule::at(Phase::FinalDot, Act::reply(THROTTLED)));
-    let mut wave = JoinSet::new();
-    for _ in 0..20 {
-        wave.spawn(send_in(Arc::clone(&relays), Lane::Standard));
-    }
-    relay.wait_until("twenty mails on the wire", |log| log.mails.len() == 20).await;
-    relay.release_final_dots();
-    wave.join_all().await.iter().for_each(assert_throttled);
+    // All are let go before the first is throttled.
+    let places = join_all((0..20).map(|_| relays.place(Lane::Standard))).await;
+    let address = EmailAddress::parse("a@example.bj").expect("valid");
+    let mail = || OutgoingMail::new(address.clone(), address.clone(), MESSAGE);
+    let wave = join_all(places.into_iter().map(|place| place.send(mail()))).await;
+    wave.iter().for_each(|sent| assert_throttled(&sent.report));
     assert_eq!((pace(&relays), relays.health()[0].throttled), (Some(1.0), 20));
     // One that went at the new pace, and was throttled all the same.
     assert_throttled(&send(&relays, "a@example.bj", MESSAGE).await);

@@ -53,7 +53,8 @@ impl Broker {
         let api = Url::parse(&service("TEST_RABBITMQ_API")).expect("TEST_RABBITMQ_API is a URL");
         let mut amqp_url = Url::parse(&service("TEST_AMQP_URL")).expect("TEST_AMQP_URL is a URL");
         amqp_url.set_path(&vhost);
-        let http = reqwest::Client::new();
+        // A connection for each question: RabbitMQ closes those that lie idle, and may do so while one is being asked.
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("a client");
         put(&http, &api, &format!("vhosts/{vhost}"), &json!({})).await;
         let all = json!({ "configure": ".*", "write": ".*", "read": ".*" });
         put(&http, &api, &format!("permissions/{vhost}/{}", amqp_url.username()), &all).await;
