@@ -5,7 +5,8 @@
 //! Invariant: `sending` is confirmed in the journal before the first SMTP byte, the outcome before the acknowledgement. What
 //! cannot be confirmed waits.
 //! Invariant: an entry that a copy or dead letter belongs to is written after the broker has confirmed that one; an entry that
-//! says "over" at once.
+//! says "over" at once; and one of a failure whose letter waits for other recipients before their copy, which says no more of it
+//! than that it failed.
 //! Invariant: a mail of which nobody can tell whether it went out already follows its template's policy; one that may not be
 //! repeated waits for the database.
 
