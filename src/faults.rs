@@ -1,11 +1,14 @@
 //! Faults on command, for the proof that the delivery contract holds: a test build can be told to die at a point of a
-//! message's path, or to leave out the commit of its claims.
+//! message's path, to take its time there, or to leave out the commit of its claims.
 //!
 //! ```text
 //! POSTRIDER_DIE_AT=claimed            dies when a message comes there
 //! POSTRIDER_DIE_AT=claimed#17         dies when the 17th does
 //! POSTRIDER_DIE_AT=rendered@<uuid>    dies whenever that request does (points that know their request)
 //! POSTRIDER_PANIC_AT=rendered@<uuid>  the same points, but a panic instead of a death
+//! POSTRIDER_SLOW_AT=outcome_due=300,acked=50
+//!                                     so many milliseconds pass at each of these points, for every message: a test that
+//!                                     looks too early, and mostly gets away with it, does not then
 //! POSTRIDER_LEAVE_OUT=claim_commit    claims are answered and rolled back: the contract is broken, and must be seen to be
 //! ```
 //!
@@ -140,12 +143,16 @@ pub(crate) fn leaves_out_claim_commit() -> bool {
 
 #[cfg(debug_assertions)]
 mod on_command {
-    use std::sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
+    use std::{
+        sync::{
+            LazyLock,
+            atomic::{AtomicU64, Ordering},
+        },
+        time::Duration,
     };
 
     use rustix::process::{Signal, getpid, kill_process};
+    use tokio::runtime::{Handle, RuntimeFlavor};
     use uuid::Uuid;
 
     use super::Point;
@@ -184,8 +191,35 @@ mod on_command {
             (None, Some((name, request))) => (name, Some(request.parse().ok()?), None),
             (None, None) => (text, None, None),
         };
-        let point = every_point().find(|point| point.name() == name)?;
-        Some(Command { point, request, passages, passed: AtomicU64::new(0) })
+        Some(Command { point: named(name)?, request, passages, passed: AtomicU64::new(0) })
+    }
+
+    fn named(name: &str) -> Option<Point> {
+        every_point().find(|point| point.name() == name)
+    }
+
+    static SLOW: LazyLock<Vec<(Point, Duration)>> = LazyLock::new(|| {
+        let text = std::env::var("POSTRIDER_SLOW_AT").unwrap_or_default();
+        read_slow(&text)
+            .unwrap_or_else(|| panic!("POSTRIDER_SLOW_AT={text}: point=milliseconds, and commas between them"))
+    });
+
+    fn read_slow(text: &str) -> Option<Vec<(Point, Duration)>> {
+        let one = |part: &str| {
+            let (name, ms) = part.split_once('=')?;
+            Some((named(name)?, Duration::from_millis(ms.parse().ok()?)))
+        };
+        text.split(',').filter(|part| !part.is_empty()).map(one).collect()
+    }
+
+    /// Others go on meanwhile, unless the runtime has one thread only.
+    fn take_time(point: Point) {
+        let Some((_, time)) = SLOW.iter().find(|(slow, _)| *slow == point) else { return };
+        let sleep = || std::thread::sleep(*time);
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(sleep),
+            _ => sleep(),
+        }
     }
 
     fn every_point() -> impl Iterator<Item = Point> {
@@ -193,6 +227,7 @@ mod on_command {
     }
 
     pub(super) fn reached(point: Point, request: Option<Uuid>) {
+        take_time(point);
         if DIE.as_ref().is_some_and(|command| command.is_meant(point, request)) {
             // What a power cut leaves behind: no destructor, no flush, no goodbye.
             let _ = kill_process(getpid(), Signal::KILL);
@@ -226,6 +261,17 @@ mod on_command {
             }
             for wrong in ["", "nowhere", "claimed#", "claimed#x", "claimed@7"] {
                 assert!(read(wrong).is_none(), "{wrong}");
+            }
+        }
+
+        #[test]
+        fn several_points_can_be_slow() {
+            let slow = read_slow("outcome_due=300,acked=50").expect("two of them");
+            let (first, second) = (Duration::from_millis(300), Duration::from_millis(50));
+            assert_eq!(slow, [(Point::OutcomeDue, first), (Point::Acked, second)]);
+            assert_eq!(read_slow(""), Some(Vec::new()));
+            for wrong in ["nowhere=3", "acked", "acked=", "acked=x", "acked=-1"] {
+                assert_eq!(read_slow(wrong), None, "{wrong}");
             }
         }
     }

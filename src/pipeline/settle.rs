@@ -135,6 +135,7 @@ impl Pipeline {
             step.fail("channel_gone");
             tracing::info!(%error, "not acknowledged; the redelivery will be recognised");
         }
+        drop(step);
         faults::reached(Point::Acked);
     }
 

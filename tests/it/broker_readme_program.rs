@@ -22,6 +22,7 @@ async fn the_program_in_the_readme_publishes_and_the_mail_arrives() {
     let mails = post.mails(1).await;
     assert_eq!(mails[0].envelope_to, "reader@example.bj");
     assert!(mails[0].text.contains("#4711") && mails[0].text.contains("No signal since this morning"));
+    post.wait_until_settled().await;
     let shown = post.run(&["messages", "--to", "reader@example.bj", "--json"]).await.json();
     assert_eq!(shown["items"][0]["status"], "sent");
     assert_eq!(shown["items"][0]["request_id"], String::from_utf8_lossy(&ran.stdout).trim());

@@ -5,7 +5,7 @@ use postrider::{
     config::{Environment, LogConfig, LogFormat, Settings},
     telemetry,
 };
-use reqwest::{Method, RequestBuilder, StatusCode};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, redirect::Policy};
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -27,13 +27,19 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 /// Settings by their names.
 pub type Variables = BTreeMap<String, String>;
 
+/// One connection for each request: what has waited for ten seconds, or was answered before its body was read, is closed by the
+/// daemon, and whoever takes that connection up again in the same moment hears nothing.
+pub fn client(redirects: Policy) -> Client {
+    Client::builder().redirect(redirects).pool_max_idle_per_host(0).build().expect("a client")
+}
+
 /// A daemon in this process, on a port that the system chose.
 pub struct Daemon {
     stop: CancellationToken,
     running: JoinHandle<Result<ExitCode, AppError>>,
     admin: SocketAddr,
     public: Option<SocketAddr>,
-    http: reqwest::Client,
+    http: Client,
 }
 
 impl Daemon {
@@ -60,7 +66,7 @@ impl Daemon {
         let public = listeners.public.as_ref().map(|listener| listener.local_addr().expect("it is bound"));
         let stop = CancellationToken::new();
         let running = tokio::spawn(Box::pin(app::run_on(listeners, config, stop.clone())));
-        Self { stop, running, admin, public, http: reqwest::Client::new() }
+        Self { stop, running, admin, public, http: client(Policy::default()) }
     }
 
     /// Waits until `/readyz` says so.

@@ -4,7 +4,7 @@ use reqwest::{
     redirect::Policy,
 };
 
-use super::daemon::Daemon;
+use super::daemon::{Daemon, client};
 
 /// Somebody who is signed in, and sends what a browser sends.
 pub struct Visitor {
@@ -26,8 +26,7 @@ impl Visitor {
 
     /// Nobody.
     pub fn stranger(daemon: &Daemon) -> Self {
-        let http = Client::builder().redirect(Policy::none()).build().expect("a client");
-        Self { http, base: daemon.url(""), cookie: String::new() }
+        Self { http: client(Policy::none()), base: daemon.url(""), cookie: String::new() }
     }
 
     /// The same browser at another daemon.

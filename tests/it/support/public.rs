@@ -7,12 +7,18 @@ use postrider::{
     metrics::Metrics,
     store::Store,
 };
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode, redirect::Policy};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{daemon::Daemon, database::HASH_KEY, installation::PUBLIC_URL, mail::Mail, webhook::public_limits};
+use super::{
+    daemon::{Daemon, client},
+    database::HASH_KEY,
+    installation::PUBLIC_URL,
+    mail::Mail,
+    webhook::public_limits,
+};
 
 /// What a mail provider posts.
 pub const ONE_CLICK: &str = "List-Unsubscribe=One-Click";
@@ -24,7 +30,7 @@ pub fn link_in(mail: &Mail) -> String {
     header.trim_matches(['<', '>']).to_owned()
 }
 
-/// A public listener, as whoever follows a link reaches it.
+/// A public listener, as whoever follows a link reaches it. RFC 8058 §3.1: whoever posts follows no redirect.
 pub struct Public {
     address: SocketAddr,
     http: reqwest::Client,
@@ -34,7 +40,7 @@ pub struct Public {
 impl Public {
     /// This daemon's.
     pub fn of(daemon: &Daemon) -> Self {
-        Self { address: daemon.public(), http: client(), _stop: None }
+        Self { address: daemon.public(), http: client(Policy::none()), _stop: None }
     }
 
     /// One whose database is away.
@@ -61,7 +67,7 @@ impl Public {
         let public = http::public::Public { feedback: None, unsubscribe: Some(Arc::new(desk)) };
         let metrics = Arc::new(Metrics::new().expect("metrics"));
         tokio::spawn(http::public::serve(listener, public, public_limits(), metrics, stop.clone()));
-        Self { address, http: client(), _stop: Some(stop.drop_guard()) }
+        Self { address, http: client(Policy::none()), _stop: Some(stop.drop_guard()) }
     }
 
     /// Where a link of a mail leads on this machine.
@@ -100,14 +106,6 @@ impl Public {
             self.http.post(self.here(link)).header("content-type", "multipart/form-data; boundary=FormBoundary");
         said(request.body(body).send().await.expect("an answer")).await
     }
-}
-
-/// RFC 8058 §3.1: whoever posts follows no redirect.
-fn client() -> reqwest::Client {
-    // A connection for each request: what was answered before its body was read is closed, and whoever takes that one up again
-    // in the same moment hears nothing.
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).pool_max_idle_per_host(0);
-    client.build().expect("a client")
 }
 
 async fn said(answer: Response) -> (StatusCode, String) {
