@@ -17,6 +17,8 @@ use crate::http::tls::{ListenerTls, TlsFile, TlsFiles};
 /// What holds for one of the listeners.
 #[derive(Debug, Clone)]
 pub struct ListenerConfig {
+    /// How its settings begin: `ADMIN`, `WEBHOOK`.
+    pub stem: &'static str,
     /// `<LISTENER>_CONNECTIONS_MAX`: connections at once (admin 128, webhook 256).
     pub connections_max: usize,
     /// `<LISTENER>_CONNECTIONS_PER_ADDRESS_MAX`: of these from one address (64, 128); trusted proxies may have all.
@@ -94,13 +96,14 @@ pub(super) fn http(r: &mut Reader<'_>) -> Result<HttpConfig, Recorded> {
     })
 }
 
-fn listener(r: &mut Reader<'_>, stem: &str) -> Result<ListenerConfig, Recorded> {
+fn listener(r: &mut Reader<'_>, stem: &'static str) -> Result<ListenerConfig, Recorded> {
     let (all, one) = (format!("{stem}_CONNECTIONS_MAX"), format!("{stem}_CONNECTIONS_PER_ADDRESS_MAX"));
     let connections_max = r.read(&all, parse::number(8..=10_000));
     let per_address_max = r.read(&one, parse::number(4..=10_000));
     let trusted_proxies = r.read_optional(&format!("{stem}_TRUSTED_PROXIES"), networks);
     let tls = tls(r, stem);
     Ok(ListenerConfig {
+        stem,
         connections_max: connections_max?,
         connections_per_address_max: per_address_max?,
         trusted_proxies: trusted_proxies?.unwrap_or_default(),

@@ -50,7 +50,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::refusal::Refused;
 use self::{
     line::{Line, Watch},
-    places::{Place, Places},
+    places::{Full, Place, Places},
     refusal::Refusal,
 };
 use super::client::{Client, is_among, one_of, plain};
@@ -100,7 +100,7 @@ pub(super) async fn serve(listener: TcpListener, door: Door, router: Router, sto
                 let address = plain(peer.ip());
                 let is_proxy = is_among(&door.config.trusted_proxies, address);
                 match places.enter(one_of(address), is_proxy) {
-                    Some(place) => {
+                    Ok(place) => {
                         let client = Client {
                             address,
                             is_https: door.config.tls.is_some(),
@@ -110,7 +110,7 @@ pub(super) async fn serve(listener: TcpListener, door: Door, router: Router, sto
                         let serving = serve_one(stream, client, place, Arc::clone(&door), router.clone(), stop.clone());
                         connections.spawn(serving);
                     }
-                    None => turn_away(&stream, &door),
+                    Err(full) => turn_away(&stream, &door, full),
                 }
             }
             Err(error) => {
@@ -124,16 +124,23 @@ pub(super) async fn serve(listener: TcpListener, door: Door, router: Router, sto
 }
 
 /// Says that there is no place, as far as that takes no time.
-fn turn_away(stream: &TcpStream, door: &Door) {
+fn turn_away(stream: &TcpStream, door: &Door, full: Full) {
     door.metrics.http_refused(door.name, Refused::Full);
     if door.config.tls.is_none() {
-        let refusal = Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            Refused::Full,
-            "all connections that this listener has are at work; try again",
-        );
+        let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Refused::Full, full_words(full, door.config.stem));
         // Whoever does not hear it sees the connection closed.
         let _ = stream.try_write(&refusal.bytes());
+    }
+}
+
+fn full_words(full: Full, stem: &str) -> String {
+    match full {
+        Full::OfOne(max) => format!(
+            "all {max} connections that one address may have here are at work ({stem}_CONNECTIONS_PER_ADDRESS_MAX): try again"
+        ),
+        Full::InAll(max) => {
+            format!("all {max} connections that this listener has are at work ({stem}_CONNECTIONS_MAX): try again")
+        }
     }
 }
 

@@ -42,6 +42,9 @@ pub struct Args {
     /// Requests a second of --soak.
     #[arg(long, default_value_t = 100, requires = "soak", value_parser = clap::value_parser!(u16).range(2..=5000))]
     pub rate: u16,
+    /// The program that --soak soaks, built without debug assertions for instance; else the one that was built for the tests.
+    #[arg(long, value_name = "FILE", requires = "soak")]
+    pub program: Option<String>,
     /// Where --soak draws its figures, as SVG.
     #[arg(long, value_name = "FILE", requires = "soak")]
     pub picture: Option<std::path::PathBuf>,

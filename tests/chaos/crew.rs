@@ -7,7 +7,10 @@ use std::{
 };
 
 use crate::{
-    support::{daemon::Variables, process::DaemonProcess},
+    support::{
+        daemon::Variables,
+        process::{BINARY, DaemonProcess},
+    },
     watch,
 };
 
@@ -22,6 +25,8 @@ const TAIL: usize = 12;
 #[derive(Default)]
 pub struct Crew {
     running: Vec<Option<DaemonProcess>>,
+    /// What they are; nothing: the binary that was built with this program.
+    pub program: Option<String>,
     /// Daemons that were killed, or died on command.
     pub kills: usize,
     /// What went wrong with one of them.
@@ -33,7 +38,7 @@ pub struct Crew {
 impl Crew {
     /// Starts one, and says how it is called from now on.
     pub fn start(&mut self, variables: &Variables) -> usize {
-        let daemon = DaemonProcess::start(variables);
+        let daemon = DaemonProcess::start_binary(self.program.as_deref().unwrap_or(BINARY), variables, "127.0.0.1:0");
         watch::watch(&daemon);
         self.running.push(Some(daemon));
         self.running.len() - 1

@@ -134,7 +134,7 @@ async fn soak(args: &Args, minutes: u64) -> ExitCode {
     let (began, seed) = (Instant::now(), seed_of(args));
     let broker = services::rabbitmq_version().await;
     eprintln!("soak on RabbitMQ {broker}: {minutes} min, {} requests a second, seed {seed}", args.rate);
-    let soaked = soak::play(minutes, args.rate.into(), seed).await;
+    let soaked = soak::play(minutes, args.rate.into(), seed, args.program.clone()).await;
     let rises = soaked.rises();
     println!("{}\n", soaked.table());
     let mut reports = Reports { broker, seed, full: true, seconds: began.elapsed().as_secs(), all: Vec::new() };

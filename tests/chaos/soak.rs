@@ -90,12 +90,13 @@ pub struct Soaked {
 }
 
 /// Plays it.
-pub async fn play(minutes: u64, rate: usize, seed: u64) -> Soaked {
+pub async fn play(minutes: u64, rate: usize, seed: u64, program: Option<String>) -> Soaked {
     let total = rate * usize::try_from(minutes * 60).expect("a number of seconds");
     let run = Run { name: NAME.to_owned(), proves: PROVES, seed, requests: total, full: true };
     // The relay keeps every mail until the account is drawn up, so that they are small.
     let setup = Setup { mix: Mix { heavy: 0, ..Mix::default() }, thinks: Duration::from_millis(5), ..Setup::default() };
     let mut stage = Stage::set(run, setup).await;
+    stage.crew.program = program;
     let watched = stage.start_daemon(&[]);
     let mut victim = stage.start_daemon(&[]);
     let both = async |stage: &Stage| {

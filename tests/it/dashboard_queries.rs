@@ -11,7 +11,7 @@ use promql_parser::{
     parser::{self, AggregateExpr, Expr, LabelModifier, VectorSelector},
     util::{ExprVisitor, walk_expr},
 };
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use yaml_rust2::{Yaml, YamlLoader};
 
@@ -228,6 +228,13 @@ async fn eventful() -> (Installation, Proxy) {
     // The journal is in the audit.
     post.database.wait_for(alone, "sent").await;
     post.daemon_mut().wait_until_ready().await;
+
+    // Somebody guesses tokens.
+    until("it is told to stop", async || {
+        let guessed = post.daemon().ask(Method::GET, "/api/v1/email/messages", "a-guess", |request| request).await;
+        guessed.status == StatusCode::TOO_MANY_REQUESTS
+    })
+    .await;
     (post, line)
 }
 

@@ -1,6 +1,8 @@
 //! Every limit of what others write is named with its figure in the error that it causes, with the setting where there is one,
 //! and with what to do; and `deploy/limits.md` lists them in those words.
 
+use std::net::Ipv4Addr;
+
 use bytes::Bytes;
 use chrono::Utc;
 use postrider::{
@@ -16,11 +18,19 @@ use postrider::{
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value, json};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
+};
 
 use crate::support::{
-    daemon::ADMIN_TOKEN,
+    daemon::{ADMIN_TOKEN, Daemon},
     installation::Installation,
+    proxy::Proxy,
+    raw::{exchange, read_all, replies},
+    relay::{Offer, Relay},
     requests::{self, ticket},
+    wait::until_some,
 };
 
 /// One limit, and the error of whoever goes beyond it.
@@ -279,6 +289,147 @@ fn markdown(limits: &[Limit]) -> String {
     text
 }
 
+/// What a listener answers to these bytes.
+async fn refused(daemon: &Daemon, bytes: &str, status: u16) -> String {
+    let replies = exchange(daemon.admin(), bytes.as_bytes(), false).await;
+    let [reply] = &*replies else { panic!("one answer: {replies:?}") };
+    assert_eq!(reply.status, status, "{reply:?}");
+    let problem: Value = serde_json::from_str(&reply.body).expect("a problem");
+    problem["detail"].as_str().expect("words").to_owned()
+}
+
+async fn of_heads(daemon: &Daemon) -> Vec<Limit> {
+    let head = |lines: &str| format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n");
+    let limit = |what, figure: &str, error: String, remedy| Limit {
+        what,
+        figure: figure.to_owned(),
+        setting: None,
+        error,
+        remedy,
+    };
+    let long_target = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(8 * 1024));
+    let (large, many) = (head(&format!("X: {}\r\n", "x".repeat(16 * 1024))), head(&"X: x\r\n".repeat(64)));
+    let (long_target, large, many, slow) = tokio::join!(
+        refused(daemon, &long_target, 414),
+        refused(daemon, &large, 431),
+        refused(daemon, &many, 431),
+        refused(daemon, "GET /livez HTTP/1.1\r\nHost:", 408),
+    );
+    vec![
+        limit("bytes of a request target", "8192", long_target, "at most"),
+        limit("bytes of a request's head", "16384", large, "at most"),
+        limit("headers of a request", "64", many, "at most"),
+        limit("seconds for a request's head", "10", slow, "arrives within"),
+    ]
+}
+
+/// A request that waits for a database that does not answer, and with it a connection that is at work.
+async fn hang(daemon: &Daemon, from: u8) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into()).expect("bound");
+    let mut stream = socket.connect(daemon.admin()).await.expect("a connection");
+    let request = format!(
+        "GET /api/v1/email/messages HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.expect("written");
+    stream
+}
+
+/// What the next one from there hears, once nobody makes room any more.
+async fn turned_away(daemon: &Daemon, from: u8, hanging: &mut Vec<TcpStream>) -> String {
+    until_some("all connections are at work", async || {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into()).expect("bound");
+        let mut stream = socket.connect(daemon.admin()).await.expect("a connection");
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+        let answered = replies(&read_all(&mut stream).await);
+        let reply = answered.first()?;
+        if reply.status == 503 {
+            let problem: Value = serde_json::from_str(&reply.body).expect("a problem");
+            return problem["detail"].as_str().map(str::to_owned);
+        }
+        // One whose head had not been read made room for this one.
+        hanging.push(hang(daemon, from).await);
+        None
+    })
+    .await
+}
+
+async fn of_connections() -> Vec<Limit> {
+    let mut post =
+        Installation::prepare(&[("ADMIN_CONNECTIONS_MAX", "8"), ("ADMIN_CONNECTIONS_PER_ADDRESS_MAX", "4")]).await;
+    let line = Proxy::start(post.database.url()).await;
+    post.variables.insert("DATABASE_URL".to_owned(), line.url(post.database.url()));
+    post.start_daemon().await;
+    line.stall();
+    let mut hanging = Vec::new();
+    for _ in 0..4 {
+        hanging.push(hang(post.daemon(), 2).await);
+    }
+    let of_one = turned_away(post.daemon(), 2, &mut hanging).await;
+    for _ in 0..4 {
+        hanging.push(hang(post.daemon(), 3).await);
+    }
+    let in_all = turned_away(post.daemon(), 4, &mut hanging).await;
+    drop(hanging);
+    line.free();
+    post.finish().await;
+    vec![
+        Limit {
+            what: "connections of one address (here 4)",
+            figure: "4".to_owned(),
+            setting: Some("ADMIN_CONNECTIONS_PER_ADDRESS_MAX"),
+            error: of_one,
+            remedy: "try again",
+        },
+        Limit {
+            what: "connections of a listener (here 8)",
+            figure: "8".to_owned(),
+            setting: Some("ADMIN_CONNECTIONS_MAX"),
+            error: in_all,
+            remedy: "try again",
+        },
+    ]
+}
+
+/// Limits that only a whole mail meets: its dead letter says so.
+async fn of_mails() -> Vec<Limit> {
+    let settings = [("EMAIL_MAX_ATTACHMENT_SIZE_MB", "1"), ("EMAIL_MAX_ATTACHMENTS_TOTAL_MB", "1")];
+    let offer = Offer { size: Some(600_000), ..Offer::default() };
+    let mut post = Installation::prepare_on(Relay::with(offer).await, &settings).await;
+    post.start_daemon().await;
+    let with_files = |count: usize, bytes: usize| {
+        let mut request = requests::sample("sla_monthly_report", &["ada@example.bj"]);
+        for n in 0..count {
+            requests::attach(&mut request, &format!("{n}.csv"), "text/csv", vec![b'x'; bytes]);
+        }
+        request
+    };
+    let error = async |request: wire::EmailRequest| {
+        post.publish(&request).await;
+        let letter = post.database.wait_for_letter(requests::id(&request)).await;
+        letter.error.expect("words")
+    };
+    let (total, whole) = (error(with_files(2, 600 * 1024)).await, error(with_files(1, 700 * 1024)).await);
+    post.finish().await;
+    vec![
+        Limit {
+            what: "bytes of all attachments (here 1 MB)",
+            figure: "1048576".to_owned(),
+            setting: Some("EMAIL_MAX_ATTACHMENTS_TOTAL_MB"),
+            error: total,
+            remedy: "link to them",
+        },
+        Limit {
+            what: "bytes of a mail (what a relay takes, here 600000)",
+            figure: "600000".to_owned(),
+            setting: None,
+            error: whole,
+            remedy: "link to its files",
+        },
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_limit_is_told_with_its_figure_its_setting_and_what_to_do() {
     let mut limits: Vec<Limit> = [of_requests(), of_files(), of_templates()].into_iter().flatten().collect();
@@ -312,7 +463,10 @@ async fn every_limit_is_told_with_its_figure_its_setting_and_what_to_do() {
         error: answer.json()["detail"].as_str().expect("words").to_owned(),
         remedy: "several files",
     });
+    limits.extend(of_heads(post.daemon()).await);
     post.finish().await;
+    limits.extend(of_connections().await);
+    limits.extend(of_mails().await);
     for Limit { what, figure, setting, error, remedy } in &limits {
         assert!(error.contains(figure), "{what}: {error}");
         assert!(setting.is_none_or(|setting| error.contains(setting)), "{what}: {error}");

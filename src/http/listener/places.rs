@@ -14,6 +14,15 @@ use std::{
 
 use super::line::Watch;
 
+/// Why there is no place: all of these are at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// Those that one address may have.
+    OfOne(usize),
+    /// Those that there are.
+    InAll(usize),
+}
+
 /// All places of a listener.
 #[derive(Debug)]
 pub(super) struct Places {
@@ -37,22 +46,24 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection from there; nothing: all that might make room are at work. `is_proxy`: it stands for many clients,
-    /// so that only the limit in all holds.
-    pub(super) fn enter(self: &Arc<Self>, from: IpAddr, is_proxy: bool) -> Option<Place> {
+    /// A place for a connection from there. `is_proxy`: it stands for many clients, so that only the limit in all holds.
+    ///
+    /// # Errors
+    /// All that might make room are at work.
+    pub(super) fn enter(self: &Arc<Self>, from: IpAddr, is_proxy: bool) -> Result<Place, Full> {
         let mut taken = self.lock();
         let of_one = taken.lines.values().filter(|(address, _)| *address == from).count();
         if !is_proxy && of_one >= self.of_one {
-            taken.make_room(Some(from))?;
+            taken.make_room(Some(from)).ok_or(Full::OfOne(self.of_one))?;
         }
         if taken.lines.len() >= self.in_all {
-            taken.make_room(None)?;
+            taken.make_room(None).ok_or(Full::InAll(self.in_all))?;
         }
         let id = taken.next;
         taken.next += 1;
         let watch = Arc::new(Watch::new());
         taken.lines.insert(id, (from, Arc::clone(&watch)));
-        Some(Place { id, watch, places: Arc::clone(self) })
+        Ok(Place { id, watch, places: Arc::clone(self) })
     }
 }
 
@@ -122,9 +133,13 @@ mod tests {
         let other = places.enter(B, false).expect("a place");
         one.watch.work();
         other.watch.work();
-        assert!(places.enter(A, false).is_none());
+        assert_eq!(places.enter(A, false).err(), Some(Full::InAll(2)));
+        let alone = Places::new(2, 1);
+        let one_of_a = alone.enter(A, false).expect("a place");
+        one_of_a.watch.work();
+        assert_eq!(alone.enter(A, false).err(), Some(Full::OfOne(1)));
         drop(one);
-        assert!(places.enter(A, false).is_some());
+        assert!(places.enter(A, false).is_ok());
         assert!(!is_out(&other));
     }
 
