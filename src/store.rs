@@ -314,6 +314,10 @@ enum Plans {
     Once,
 }
 
+/// For a session beside the pools that holds a lock or a batch: a daemon that vanishes must not keep it from the others for hours.
+const NOTICED_WHEN_IT_VANISHES: &str = "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; \
+    set tcp_keepalives_count = 3; set idle_in_transaction_session_timeout = '60s'";
+
 /// Without the other joins a row is found by its key, for each row of a batch; nothing else is ever better here.
 const PLAN_ONCE: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_hashjoin = off; \
     set enable_mergejoin = off";

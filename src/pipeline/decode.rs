@@ -254,12 +254,18 @@ fn variables(given: Option<wire::Struct>) -> Result<Map<String, Value>, Malforme
         if name == "postrider" {
             return Err(field("variables.postrider", "is a reserved name"));
         }
-        let value = plain_value(&format!("variables.{name}"), value, 1)?;
+        let value = plain_value(&format!("variables.{}", shown_name(&name)), value, 1)?;
         all.insert(name, value);
     }
     // The wire's map has no order of its own; a sorted one renders `each` the same way every time.
     all.sort_keys();
     Ok(all)
+}
+
+/// A variable's name for an error, which is kept longer than the message, and stands on one line: only what looks like one.
+fn shown_name(name: &str) -> &str {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if (1..=KEY_CHARS_MAX).contains(&name.chars().count()) && name.chars().all(is_plain) { name } else { "?" }
 }
 
 fn plain_value(path: &str, value: wire::Value, depth: usize) -> Result<Value, Malformed> {

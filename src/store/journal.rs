@@ -18,7 +18,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 pub use self::entry::{Ended, Entry, EntryAttachment, EntryRecipient, EntryRequest, EntryWords, ReceivedEntry, Step};
-use super::{Store, StoreError, events_setting, within_limit};
+use super::{NOTICED_WHEN_IT_VANISHES, Store, StoreError, events_setting, within_limit};
 use crate::email::Lane;
 
 /// Serialises the daemons that write the journal.
@@ -45,11 +45,7 @@ impl Store {
         let options = self.pool.connect_options();
         let locking = async {
             let mut connection = PgConnection::connect_with(&options).await?;
-            // A daemon that vanishes in the middle of it must not keep the others out for hours.
-            sqlx::query("set tcp_keepalives_idle = 10").execute(&mut connection).await?;
-            sqlx::query("set tcp_keepalives_interval = 5").execute(&mut connection).await?;
-            sqlx::query("set tcp_keepalives_count = 3").execute(&mut connection).await?;
-            sqlx::query("set idle_in_transaction_session_timeout = '60s'").execute(&mut connection).await?;
+            sqlx::raw_sql(NOTICED_WHEN_IT_VANISHES).execute(&mut connection).await?;
             if let Some(setting) = events_setting(self.events) {
                 sqlx::raw_sql(setting).execute(&mut connection).await?;
             }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
-use super::{PLAN_ONCE, Store, StoreError, within_limit};
+use super::{NOTICED_WHEN_IT_VANISHES, PLAN_ONCE, Store, StoreError, within_limit};
 
 /// An event that is owed, without what only its publication needs.
 #[derive(Debug, Clone)]
@@ -88,11 +88,7 @@ impl Store {
         let opening = async {
             let mut connection = PgConnection::connect_with(&options).await?;
             sqlx::raw_sql(PLAN_ONCE).execute(&mut connection).await?;
-            // A daemon that vanishes with a batch in hand must not keep it from the others for hours.
-            sqlx::query("set tcp_keepalives_idle = 10").execute(&mut connection).await?;
-            sqlx::query("set tcp_keepalives_interval = 5").execute(&mut connection).await?;
-            sqlx::query("set tcp_keepalives_count = 3").execute(&mut connection).await?;
-            sqlx::query("set idle_in_transaction_session_timeout = '60s'").execute(&mut connection).await?;
+            sqlx::raw_sql(NOTICED_WHEN_IT_VANISHES).execute(&mut connection).await?;
             Ok(OutboxReader { connection })
         };
         within_limit(opening).await

@@ -214,20 +214,24 @@ async fn a_place_that_is_away_ends_with_the_mails_age() {
     post.finish().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bucket_that_is_slow_down_or_wrong_ends_in_a_dead_letter() {
+/// A daemon that may read the bucket `invoices`.
+async fn with_bucket(settings: &[(&str, &str)]) -> (Files, Installation) {
     let s3 = Files::s3().await;
     let endpoint = s3.endpoint();
-    let settings = [
+    let its = [
         ("ATTACHMENT_S3_BUCKETS", "invoices"),
         ("AWS_ENDPOINT_URL_S3", endpoint.as_str()),
         ("AWS_REGION", REGION),
         ("AWS_ACCESS_KEY_ID", KEY_ID),
         ("AWS_SECRET_ACCESS_KEY", SECRET),
-        ("ATTACHMENT_FETCH_TIMEOUT_SECONDS", "1"),
-        ("EMAIL_AGE_MAX_STANDARD", "3s"),
     ];
-    let post = Installation::start_with(&settings).await;
+    let post = Installation::start_with(&[&its, settings].concat()).await;
+    (s3, post)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_is_slow_down_or_wrong_ends_in_a_dead_letter() {
+    let (s3, post) = with_bucket(&[("ATTACHMENT_FETCH_TIMEOUT_SECONDS", "1"), ("EMAIL_AGE_MAX_STANDARD", "3s")]).await;
     let uri = |path: &str| format!("s3:/{path}");
     is_asked_until_the_mail_is_too_old(&s3, &post, "/invoices", uri).await;
 
@@ -368,16 +372,7 @@ async fn a_file_is_read_under_its_folder_only_and_no_link_leads_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bucket_is_asked_under_a_signature_and_a_refusal_is_told() {
-    let s3 = Files::s3().await;
-    let endpoint = s3.endpoint();
-    let settings = [
-        ("ATTACHMENT_S3_BUCKETS", "invoices"),
-        ("AWS_ENDPOINT_URL_S3", endpoint.as_str()),
-        ("AWS_REGION", REGION),
-        ("AWS_ACCESS_KEY_ID", KEY_ID),
-        ("AWS_SECRET_ACCESS_KEY", SECRET),
-    ];
-    let mut post = Installation::start_with(&settings).await;
+    let (s3, mut post) = with_bucket(&[]).await;
     s3.put("/invoices/2026/facture%20n%C2%B01.pdf", pdf());
     let request = invoice_with("s3://invoices/2026/facture n°1.pdf", "ada@example.bj");
     post.publish(&request).await;

@@ -100,6 +100,11 @@ fn what_is_wrong_is_named_with_the_field_and_the_rule() {
             "recipients[0].display_name: holds a line break",
         ),
         (with("/variables/b", json!("a\u{0}b")), "variables.b: holds a NUL"),
+        // A name is told if it looks like one: the error is one line, and is kept longer than whom it could be about.
+        (with("/variables", json!({"line\r\nbreak": "\u{0}"})), "variables.?: holds a NUL"),
+        (with("/variables", json!({"ada@example.bj": "\u{0}"})), "variables.?: holds a NUL"),
+        (with("/variables", json!({"x".repeat(101): "\u{0}"})), "variables.?: holds a NUL"),
+        (with("/variables", json!({"prénom": "\u{0}"})), "variables.prénom: holds a NUL"),
         (with("/variables", json!({"postrider": 1})), "variables.postrider: is a reserved name"),
         (with("/attachments/0/fileName", json!("a\nb.pdf")), "attachments[0].file_name: holds a line break"),
         (with("/attachments/0", json!({"fileName": "a.pdf"})), "attachments[0].content: is missing"),

@@ -6,15 +6,14 @@ use sqlx::{Connection, PgConnection, Postgres, Row as _, Transaction};
 use uuid::Uuid;
 
 use super::{Act, Moments, Step, Work};
-use crate::store::{Store, StoreError, events_setting, within_limit};
+use crate::store::{NOTICED_WHEN_IT_VANISHES, Store, StoreError, events_setting, within_limit};
 
 /// Whoever holds it is at work.
 const RETENTION_LOCK: i64 = 0x7265_7465_6e74_696f;
 
-/// What its session is told: one that vanishes must not keep the others out for hours, a batch must neither wait for long nor
-/// make others wait, and it may take notes away from logs that nobody rewrites.
-const SESSION: &str = "set application_name = 'postrider retention'; set tcp_keepalives_idle = 10; \
-    set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3; set idle_in_transaction_session_timeout = '60s'; \
+/// What its session is told: a batch must neither wait for long nor make others wait, and it may take notes away from logs that
+/// nobody rewrites.
+const SESSION: &str = "set application_name = 'postrider retention'; \
     set statement_timeout = '15s'; set lock_timeout = '2s'; set postrider.retention = 'on'; set jit = off";
 
 /// The right to work. Given back when it is dropped.
@@ -57,6 +56,7 @@ impl Store {
         let options = self.pool.connect_options();
         let locking = async {
             let mut connection = PgConnection::connect_with(&options).await?;
+            sqlx::raw_sql(NOTICED_WHEN_IT_VANISHES).execute(&mut connection).await?;
             sqlx::raw_sql(SESSION).execute(&mut connection).await?;
             // What waited for too long expires, and its producer hears of it.
             if let Some(setting) = events_setting(self.events) {
