@@ -340,7 +340,7 @@ pub struct PipelineConfig {
     pub age_max: PerLane<Duration>,
     /// `EMAIL_MAX_NOT_BEFORE_DAYS`: furthest `not_before` (30 days).
     pub not_before_max: Duration,
-    /// `EMAIL_UNKNOWN_WAIT_SECONDS`: how long feedback may settle an unknown outcome (60 s; counts as 0 for P0 and without a webhook).
+    /// `EMAIL_UNKNOWN_WAIT_SECONDS`: how long feedback may settle an unknown outcome (60 s; counts as 0 for P0 and without topics of SNS).
     pub unknown_wait: Duration,
     /// `EMAIL_LEASE_SECONDS`: how long a daemon that stops renewing keeps what it claimed (30 s; 1 to 600, and less than 10 only where nothing but tests runs).
     pub lease: Duration,

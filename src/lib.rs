@@ -8,8 +8,9 @@
 //!
 //! The modules below stand in reading order. Dependencies point one way: the vocabulary ([`email`], [`retry`]) knows
 //! nobody; each door ([`broker`], [`store`], [`smtp`], [`templates`], [`wire`], [`mime`], [`objects`]) knows the vocabulary,
-//! its part of the settings and one outside library, never another door, but that the store may keep files in objects, and
+//! its part of the settings and an outside library or two, never another door, but that the store may keep files in objects, and
 //! that those which speak TLS share whom they trust; the pipeline's stages know the doors they need; [`app`] knows all.
+//! Settings are made of types of those that read them, and everybody may be slow, die or tell a trace on the way.
 
 pub mod pipeline;
 

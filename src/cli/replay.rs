@@ -54,9 +54,10 @@ Examples:
 Only mails that failed, or may or may not have been accepted and were left to you,
 go out again; what was sent never does, however often it is replayed. The words are
 those of the template's active version (a version that the producer pinned stays).
-Needs DATABASE_URL and AMQP_URL. It is a run (postrider dead runs): Ctrl-C pauses it,
-`postrider dead run resume` goes on with it, and a daemon takes it over if this
-command is killed. Doing it all again is safe as well.
+Needs DATABASE_URL and, but for --dry-run and --detach, AMQP_URL. It is a run
+(postrider dead runs): Ctrl-C pauses it, `postrider dead run resume` goes on with it,
+and a daemon takes it over if this command is killed. Doing it all again is safe as
+well.
 Exit code 0: all that could be replayed is on its way, confirmed by the broker;
 1: something was not."
 )]

@@ -36,7 +36,7 @@ pub const SETTINGS: &[Setting] = &[
         .meaning("The key of AMQP_CLIENT_CERT_FILE.")
         .accepts("the path of a PEM file without a passphrase"),
     Setting::preset(Broker, "AMQP_QUEUE_TYPE", "quorum")
-        .meaning("What the lane queues are: replicated, or with strict priorities on every broker.")
+        .meaning("What the queues of lanes, dead letters and unrouted messages are: replicated, or with strict priorities on every broker.")
         .accepts("quorum or classic"),
     Setting::preset(Broker, "AMQP_TOPOLOGY", "declare")
         .meaning("Whether exchanges and queues are declared, only checked, or trusted to be there.")
@@ -67,7 +67,7 @@ pub const SETTINGS: &[Setting] = &[
         .accepts("a postgres:// or postgresql:// URL, special characters percent-encoded")
         .private(),
     Setting::preset(Database, "DATABASE_CONNECTIONS_MAX", "10")
-        .meaning("Connections to the database, but for the fast lane's and one that reads the outbox.")
+        .meaning("Connections to the database, but for the fast lane's, and one each for the outbox, for listening and for retention.")
         .accepts("2 to 200"),
     Setting::preset(Database, "DATABASE_FAST_CONNECTIONS_MAX", "3")
         .meaning("Connections to the database kept for the fast lane.")
@@ -241,7 +241,7 @@ pub const SETTINGS: &[Setting] = &[
         .meaning("Furthest not_before that a request may ask for.")
         .accepts("0 to 365 days"),
     Setting::preset(Rules, "EMAIL_UNKNOWN_WAIT_SECONDS", "60")
-        .meaning("How long the relay's feedback may settle an unknown outcome; 0 for P0 and without WEBHOOK_ADDR.")
+        .meaning("How long the relay's feedback may settle an unknown outcome; 0 for P0 and without SNS_TOPIC_ARNS.")
         .accepts("0 to 3600 seconds"),
     Setting::preset(Rules, "EMAIL_LEASE_SECONDS", "30")
         .meaning("How long a daemon that stopped keeps the mails it had claimed.")

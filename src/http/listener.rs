@@ -6,7 +6,7 @@
 //!
 //! | limit | what |
 //! |---|---|
-//! | `<LISTENER>_CONNECTIONS_MAX`, `..._PER_ADDRESS_MAX` | connections; one that makes us wait is closed for a new one, else 503 |
+//! | `<LISTENER>_CONNECTIONS_MAX`, `..._PER_ADDRESS_MAX` | connections; one that makes us wait is closed for a new one, else 503 (TLS: closed) |
 //! | handshake | 10 s |
 //! | head | 10 s (408), 16 KiB and 64 headers (431), of these 8 KiB the request target (414); 10 s also between two requests |
 //! | body | begins within 10 s (public: 20 s), then 4 KiB a second (408); its size is the route's (413) |

@@ -9,7 +9,7 @@ use clap::Parser;
     bin_name = "./deploy/dev fuzz",
     after_help = "\
 Examples:
-  ./deploy/dev fuzz                                  every target, a million inputs or twenty minutes each
+  ./deploy/dev fuzz                                  every target, a million inputs each
   ./deploy/dev fuzz --target mail --minutes 5        one of them, for five minutes
   ./deploy/dev fuzz --seed 7 --target mail --from 41 --inputs 1
                                                      one input again, as a fault names it
