@@ -25,8 +25,9 @@ Examples:
 The recorded subject, HTML, text and files go to the recorded recipient again, as a
 new request that is linked to the old one; nothing is rendered anew. What is not
 recorded any more, is still on its way, or failed (postrider dead replay) is refused,
-and so is whoever is on the suppression list. Asked for twice within five minutes, it is sent once. Needs DATABASE_URL, AMQP_URL and SMTP_FROM_EMAIL. Exit code 1: it was
-refused.")]
+and so is whoever is on the suppression list. Asked for twice within five minutes, it
+is sent once. Needs DATABASE_URL, AMQP_URL and SMTP_FROM_EMAIL.
+Exit code 1: it was refused.")]
 pub(super) struct Args {
     /// The mail's id, as `postrider messages` shows it.
     id: Uuid,
