@@ -123,9 +123,9 @@ async fn what_is_being_sent_is_finished_and_what_waits_for_a_connection_goes_bac
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_copy_comes_back_to_a_paused_lane_and_waits_there() {
-    // Long enough to pause the lane meanwhile.
-    let post = Installation::start_with(&[("EMAIL_LADDER_BULK", "3s")]).await;
-    post.relay.script(Rule::at(Phase::FinalDot, Act::reply("451 4.3.0 try later")).once());
+    // However long it takes to pause the lane, there is a copy that comes back after that.
+    let post = Installation::start_with(&[("EMAIL_LADDER_BULK", "3s,4s,5s,6s,7s,8s,9s,10s,11s,12s")]).await;
+    post.relay.script(Rule::at(Phase::FinalDot, Act::reply("451 4.3.0 try later")));
     let request = post.publish(&reminder("later@example.bj")).await;
     until("it waits for its next try", async || lane(post.daemon(), "bulk").await["retry_depth"] == 1).await;
     steer(post.daemon(), "bulk", "pause", "").await;
@@ -133,8 +133,9 @@ async fn a_retry_copy_comes_back_to_a_paused_lane_and_waits_there() {
         post.broker.depth(BULK).await.is_some_and(|depth| (depth.ready, depth.consumers) == (1, 0))
     })
     .await;
+    post.relay.behave();
     steer(post.daemon(), "bulk", "resume", "").await;
-    assert_eq!(post.database.wait_for(request, "sent").await[0].attempts, 2);
+    assert!(post.database.wait_for(request, "sent").await[0].attempts >= 2);
     post.finish().await;
 }
 

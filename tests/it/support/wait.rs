@@ -21,3 +21,16 @@ pub async fn until_some<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
         tokio::time::sleep(PAUSE).await;
     }
 }
+
+/// Looks again and again until nothing is at fault.
+pub async fn until_sound(what: &str, mut faults: impl AsyncFnMut() -> Vec<String>) {
+    let deadline = Instant::now() + WAIT_MAX;
+    loop {
+        let found = faults().await;
+        if found.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for: {what}; still:\n{}", found.join("\n"));
+        tokio::time::sleep(PAUSE).await;
+    }
+}
