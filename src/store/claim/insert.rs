@@ -136,9 +136,10 @@ async fn insert(
             from (
                 select i.n, i.r, i.w, i.status, i.request_id, i.recipient_hash,
                     -- without words it is not to be sent from here: the journal has what became of it
-                    case when i.status in ('sending', 'queued') and i.w is not null then (select s.reason from suppressions s where s.address_hash = i.recipient_hash
-                        and stops_mail(s.reason, s.category, i.marketing)
-                        and (s.expires_at is null or s.expires_at > now())
+                    case when i.status in ('sending', 'queued') and i.w is not null then (
+                        select s.reason from suppressions s where s.address_hash = i.recipient_hash
+                            and stops_mail(s.reason, s.category, i.marketing)
+                            and (s.expires_at is null or s.expires_at > now())
                         -- as the primary key has them: the first found is the one that is told
                         order by s.reason, s.category limit 1) end as suppression
                 from (
