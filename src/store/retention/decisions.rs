@@ -342,7 +342,7 @@ pub const DECISIONS: &[Decision] = &[
     Decision {
         table: "suppressions",
         removed: &["address", "note"],
-        kept: &["address_hash", "reason", "source", "category", "expires_at", "created_by", "created_at"],
+        kept: &["address_hash", "reason", "source", "category", "expires_at", "created_at"],
         ends: Ends::When("with the audit, counted from its end; what has no end goes on keeping mail away"),
     },
     Decision {
