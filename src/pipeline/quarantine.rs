@@ -219,7 +219,11 @@ impl Pipeline {
         }
         let key = delivery.crash_key();
         let counted = match self.count_redelivery(delivery, &key).await {
-            Ok(counted) => counted,
+            Ok(counted) => {
+                // The store counts again. What was counted meanwhile is of no more use, and some of it has gone to other daemons.
+                self.quarantine.remembered().clear();
+                counted
+            }
             Err(error) => {
                 if error.is_away() {
                     self.store.note_away(&error);
