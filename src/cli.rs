@@ -49,6 +49,9 @@ mod retention;
 /// `postrider metrics`.
 mod metrics;
 
+/// How far a long command is.
+mod progress;
+
 /// `postrider migrate`.
 mod migrate;
 

@@ -22,6 +22,7 @@ needs_services() {
   needs openssl command -v openssl
   needs curl command -v curl
   needs procps command -v ps
+  needs bsdutils command -v script
 }
 
 needs_rust() {

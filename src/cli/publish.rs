@@ -1,7 +1,7 @@
 //! `postrider publish`: requests from flags, JSON or a file of lines, each confirmed by the broker.
 
 use std::{
-    io::{BufRead, IsTerminal, Read},
+    io::{BufRead, Read},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -11,12 +11,11 @@ use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use clap::ArgGroup;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::Session;
+use super::{Session, progress};
 use crate::{
     broker::{Link, Outgoing, Publisher, link::Purpose, topology},
     email::{EmailAddress, Priority, attachment::FileType},
@@ -115,7 +114,7 @@ pub(super) async fn run(context: &Session, args: Args) -> anyhow::Result<ExitCod
     // One attempt that fails at once beats one that waits for ever: somebody is looking.
     drop(link.connect_once().await.context("AMQP_URL")?);
     let publisher = Publisher::new(Arc::clone(&link), AT_ONCE);
-    let bar = progress(messages.len());
+    let bar = progress::bar(messages.len() as u64, messages.len() >= PROGRESS_FROM);
     let published: Vec<Value> = stream::iter(&messages)
         .map(|(id, outgoing)| {
             let (publisher, bar) = (&publisher, &bar);
@@ -153,14 +152,6 @@ pub(super) async fn run(context: &Session, args: Args) -> anyhow::Result<ExitCod
 
 fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn progress(count: usize) -> ProgressBar {
-    if count < PROGRESS_FROM || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}");
-    ProgressBar::new(count as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn read(file: &Path) -> anyhow::Result<Vec<u8>> {

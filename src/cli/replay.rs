@@ -14,14 +14,13 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::ArgGroup;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub(super) use self::report::plan;
 use self::report::{Outcome, planned_json};
-use super::{Session, dead::FilterArgs, suppressions::ByArgs};
+use super::{Session, dead::FilterArgs, progress, suppressions::ByArgs};
 use crate::{
     broker::{Link, Publisher, link::Purpose},
     config::{BrokerConfig, PipelineConfig},
@@ -221,7 +220,8 @@ impl Hand<'_> {
         let publisher = Arc::new(Publisher::new(Arc::clone(&link), CHANNELS));
         let runner =
             Runner { store: Arc::clone(self.store), publisher, link: Arc::clone(&link), pipeline, is_patient: false };
-        let bar = progress(run.open(), run.rate);
+        let takes = Duration::from_secs(1) * u32::try_from(run.open() / run.rate.max(1)).unwrap_or(u32::MAX);
+        let bar = progress::bar(u64::try_from(run.open()).unwrap_or_default(), takes >= PROGRESS_FROM);
         let (stop, shown) = (CancellationToken::new(), bar.clone());
         let (interrupted, is_json) = (stop.clone(), self.context.is_json);
         let listening = tokio::spawn(async move {
@@ -260,14 +260,4 @@ impl Hand<'_> {
         let is_left = matches!(outcome, Outcome::Left);
         Ok(if is_done || is_left { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
-}
-
-fn progress(count: i32, rate: i32) -> ProgressBar {
-    let takes = Duration::from_secs(1) * u32::try_from(count / rate.max(1)).unwrap_or(u32::MAX);
-    if takes < PROGRESS_FROM || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}");
-    let length = u64::try_from(count).unwrap_or_default();
-    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{
     daemon::Variables,
     installation::Installation,
-    process::postrider,
+    process::{at_a_terminal, postrider},
     requests::{id, pdf, ticket},
 };
 
@@ -89,6 +89,27 @@ async fn what_a_person_publishes_is_sent_and_found_again() {
     let nobody = post.run(&["messages", "--to", "nobody@example.bj", "--json"]).await.json();
     assert_eq!(nobody["total"], 0);
     post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_at_a_terminal_sees_how_far_it_is_and_a_program_does_not() {
+    let mut post = Installation::prepare(&[]).await;
+    post.declare_queues().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("many.jsonl");
+    let lines: Vec<_> = (0..300).map(|n| wire::to_json(&ticket(&format!("line-{n}@example.bj"))).to_string()).collect();
+    fs::write(&path, lines.join("\n")).expect("a file");
+    let arguments = ["publish", "--lines", path.to_str().expect("UTF-8")];
+
+    let seen = at_a_terminal(&post.variables, &arguments).await;
+    assert_eq!(seen.code, 0, "{seen:?}");
+    // How often it is drawn is the machine's doing; that it is there, and that the last line is no bar, is not.
+    assert!(seen.out.contains("/300 "), "{seen:?}");
+    assert!(seen.out.trim_end().ends_with("Published 300 requests; the broker has confirmed them all."), "{seen:?}");
+
+    let read = post.run(&arguments).await;
+    assert_eq!((read.code, read.err.as_str()), (0, ""), "{read:?}");
+    assert_eq!(read.out, "Published 300 requests; the broker has confirmed them all.\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

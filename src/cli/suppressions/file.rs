@@ -1,19 +1,18 @@
 //! The suppression list out of a file, and into one.
 
 use std::{
-    io::{IsTerminal, Read, Write},
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::ByArgs;
 use crate::{
-    cli::Session,
+    cli::{Session, progress},
     store::{
         Store,
         suppressions::{BATCH, NewSuppression, Written},
@@ -106,21 +105,13 @@ fn tell(contents: &Contents, written: Option<Written>) {
 }
 
 async fn write(store: &Store, entries: &[NewSuppression], by: &str) -> anyhow::Result<Written> {
-    let bar = progress(entries.len());
+    let bar = progress::bar(entries.len() as u64, entries.len() >= PROGRESS_FROM);
     let written = store
         .suppress_as(entries, Some(by), |done| bar.set_position(done as u64))
         .await
         .context("broke off in the middle; import the same file again");
     bar.finish_and_clear();
     written
-}
-
-fn progress(count: usize) -> ProgressBar {
-    if count < PROGRESS_FROM || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}");
-    ProgressBar::new(count as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn read_all(file: &Path) -> std::io::Result<Vec<u8>> {

@@ -175,9 +175,20 @@ pub async fn postrider(variables: &Variables, arguments: &[&str]) -> Said {
     of_binary(BINARY, variables, arguments).await
 }
 
+/// The same at a terminal: what a person sees, both outputs as one, is in `out`. No argument may hold a blank.
+pub async fn at_a_terminal(variables: &Variables, arguments: &[&str]) -> Said {
+    // A terminal that nobody looks at has no width.
+    let line = format!("stty cols 100 rows 40; TERM=xterm exec {BINARY} {}", arguments.join(" "));
+    said("script", variables, &["--quiet", "--return", "--command", &line, "/dev/null"]).await
+}
+
 /// The same with a binary of another version.
 pub async fn of_binary(binary: &str, variables: &Variables, arguments: &[&str]) -> Said {
-    let mut command = Command::new(binary);
+    said(binary, variables, arguments).await
+}
+
+async fn said(program: &str, variables: &Variables, arguments: &[&str]) -> Said {
+    let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(variables).stdin(Stdio::null());
     let run = spawn_blocking(move || command.output());
     let output = tokio::time::timeout(RUN_MAX, run).await.expect("it ends").expect("it was run").expect("it starts");
