@@ -55,6 +55,8 @@ async fn things(post: &Installation) -> Things {
     let draft = json!({ "subject": "Number {{ticket_number}}" });
     let (status, said) = post.daemon().put(&format!("{EMAIL}/templates/{KEY}?draft=true"), ADMIN_TOKEN, &draft).await;
     assert_eq!(status, StatusCode::CREATED, "{said}");
+    // What is owed to listeners goes by itself, and would be a change.
+    post.database.wait_until_told().await;
     Things { mail, letter: letters[1], suppression, run }
 }
 

@@ -5,14 +5,15 @@ use std::time::Duration;
 use postrider::email::Phase;
 
 use crate::support::{
-    installation::{Installation, LADDER_MS},
+    installation::Installation,
     relay::{Act, Rule},
     requests::ticket,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_says_not_now_twice_gets_one_mail_after_the_ladders_delays() {
-    let post = Installation::start().await;
+    // Long enough for its copies to be seen.
+    let post = Installation::start_with(&[("EMAIL_LADDER_STANDARD", "3s,8s")]).await;
     post.relay.script(Rule::at(Phase::FinalDot, Act::reply("451 4.3.0 try later")).to("ada").times(2));
     let request = post.publish(&ticket("ada@example.bj")).await;
     // While it waits there is one copy of it, in a queue of its lane.
@@ -29,7 +30,7 @@ async fn a_relay_that_says_not_now_twice_gets_one_mail_after_the_ladders_delays(
 
     let log = post.relay.log();
     assert_eq!((log.mails.len(), log.accepted().count()), (3, 1));
-    for (pair, rung) in log.mails.windows(2).zip(LADDER_MS) {
+    for (pair, rung) in log.mails.windows(2).zip([3000, 8000]) {
         let waited = pair[1].begun_at - pair[0].answered_at.expect("it was answered");
         assert!(waited >= Duration::from_millis(rung), "{waited:?} is less than {rung} ms");
     }

@@ -14,7 +14,7 @@ use crate::support::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_keeps_its_words_and_its_recipients_when_the_template_changes_meanwhile() {
-    let post = Installation::start_with(&[("EMAIL_LADDER_FAST", "3s,6s")]).await;
+    let post = Installation::start_with(&[("EMAIL_LADDER_FAST", "8s,12s")]).await;
     post.relay.script(Rule::at(Phase::Rcpt, Act::reply("451 4.3.0 later")).to("noc@rgz.bj").once());
     let request = post.publish(&incident("ops@example.bj")).await;
     until("the second recipient waits", async || {

@@ -326,7 +326,7 @@ async fn a_daemon_that_dies_without_its_database_leaves_a_journal_that_tells_wha
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_letter_that_was_owed_when_the_database_went_is_written_when_it_is_back() {
-    let (mut post, line) = with_line(&[("EMAIL_LADDER_FAST", "2s,3s")]).await;
+    let (mut post, line) = with_line(&[("EMAIL_LADDER_FAST", "8s,12s")]).await;
     post.start_daemon().await;
     post.relay.script(Rule::at(Phase::Rcpt, Act::reply("550 5.1.1 no such user")).to("gone"));
     post.relay.script(Rule::at(Phase::FinalDot, Act::reply("451 4.3.0 later")).to("noc").once());

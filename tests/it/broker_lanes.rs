@@ -12,7 +12,7 @@ use crate::support::{
     process::postrider,
     proxy::Proxy,
     relay::{Act, Rule},
-    requests::{id, incident, reminder, ticket},
+    requests::{edited_templates, id, incident, reminder, ticket},
     wait::{until, until_some},
 };
 
@@ -124,7 +124,12 @@ async fn what_is_being_sent_is_finished_and_what_waits_for_a_connection_goes_bac
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_copy_comes_back_to_a_paused_lane_and_waits_there() {
     // However long it takes to pause the lane, there is a copy that comes back after that.
-    let post = Installation::start_with(&[("EMAIL_LADDER_BULK", "3s,4s,5s,6s,7s,8s,9s,10s,11s,12s")]).await;
+    let folder = edited_templates(&[("cutover_reminder", "tries = 2", "tries = 20")]);
+    let settings = [
+        ("EMAIL_LADDER_BULK", "3s,4s,5s,6s,7s,8s,9s,10s,11s,12s"),
+        ("EMAIL_TEMPLATES_DIR", folder.path().to_str().expect("UTF-8")),
+    ];
+    let post = Installation::start_with(&settings).await;
     post.relay.script(Rule::at(Phase::FinalDot, Act::reply("451 4.3.0 try later")));
     let request = post.publish(&reminder("later@example.bj")).await;
     until("it waits for its next try", async || lane(post.daemon(), "bulk").await["retry_depth"] == 1).await;
@@ -172,15 +177,20 @@ async fn a_daemon_that_starts_while_a_lane_is_paused_starts_without_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn daemons_are_told_at_once_and_look_for_themselves_if_they_are_not() {
     let post = Installation::start().await;
-    let begun = Instant::now();
-    for _ in 0..3 {
-        steer(post.daemon(), "bulk", "pause", "").await;
-        wait_for_consumers(&post, BULK, 0).await;
-        steer(post.daemon(), "bulk", "resume", "").await;
-        wait_for_consumers(&post, BULK, 1).await;
+    // Six times, of which each look that nobody was told to have takes up to five seconds. A machine that stood
+    // still may have another go.
+    let mut rounds: Vec<Duration> = Vec::new();
+    while rounds.iter().all(|took| *took >= Duration::from_secs(6)) {
+        assert!(rounds.len() < 3, "{rounds:?}");
+        let begun = Instant::now();
+        for _ in 0..3 {
+            steer(post.daemon(), "bulk", "pause", "").await;
+            wait_for_consumers(&post, BULK, 0).await;
+            steer(post.daemon(), "bulk", "resume", "").await;
+            wait_for_consumers(&post, BULK, 1).await;
+        }
+        rounds.push(begun.elapsed());
     }
-    // Six times, of which each look that nobody was told to have takes up to five seconds.
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 
     // Somebody who tells nobody.
     let pausing = "insert into lane_pauses (lane, paused_by) values ('bulk', 'operator:nobody')";
@@ -207,10 +217,18 @@ async fn a_paused_fast_lane_stays_paused_while_the_database_is_away() {
     wait_for_consumers(&post, "email.standard", 0).await;
     let depth = post.broker.depth(FAST).await.expect("the queue is there");
     assert_eq!((depth.ready, depth.consumers), (1, 0));
-    let shown = lane(post.daemon(), "fast").await;
-    assert_eq!((&shown["state"], &shown["depth"]), (&json!("paused"), &json!(1)), "what was known last: {shown}");
-    let (_, all) = post.daemon().get(&format!("{EMAIL}/lanes"), VIEWER_TOKEN).await;
-    assert!(all["database_error"].is_string() && all["broker_error"].is_null(), "{all}");
+    let shown = until_some("the broker counts it", async || {
+        let shown = lane(post.daemon(), "fast").await;
+        (shown["depth"] == 1).then_some(shown)
+    })
+    .await;
+    assert_eq!(shown["state"], "paused", "what was known last: {shown}");
+    let all = until_some("the broker counts them all", async || {
+        let (_, all) = post.daemon().get(&format!("{EMAIL}/lanes"), VIEWER_TOKEN).await;
+        all["broker_error"].is_null().then_some(all)
+    })
+    .await;
+    assert!(all["database_error"].is_string(), "{all}");
     let (_, daemons) = post.daemon().get(&format!("{EMAIL}/daemons"), VIEWER_TOKEN).await;
     assert_eq!(daemons["items"][0]["database"], "away", "{daemons}");
     let (status, _) = post.daemon().post(&format!("{EMAIL}/lanes/fast/resume"), ADMIN_TOKEN, &json!({})).await;
@@ -334,7 +352,7 @@ async fn a_broker_that_is_away_leaves_the_rest_of_the_answer() {
     let line = Proxy::start(post.broker.url()).await;
     post.variables.insert("AMQP_URL".to_owned(), line.url(post.broker.url()));
     post.start_daemon().await;
-    assert_eq!(lane(post.daemon(), "bulk").await["depth"], 0);
+    until("the broker counts", async || lane(post.daemon(), "bulk").await["depth"] == 0).await;
     line.cut().await;
     let all = until_some("the broker cannot be asked", async || {
         let (_, all) = post.daemon().get(&format!("{EMAIL}/lanes"), VIEWER_TOKEN).await;

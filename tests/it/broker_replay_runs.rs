@@ -161,7 +161,8 @@ async fn mixed(post: &Installation, letters: usize) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_letters_of_mixed_reasons_are_planned_killed_half_way_and_replayed_twice_and_go_out_once() {
-    let post = Installation::start_with(&[("EMAIL_LEASE_SECONDS", "2")]).await;
+    // Long enough to look at what was killed before a daemon takes it up.
+    let post = Installation::start_with(&[("EMAIL_LEASE_SECONDS", "15")]).await;
     let letters = many();
     let begun = Instant::now();
     let never = mixed(&post, letters).await;
@@ -220,33 +221,34 @@ async fn many_letters_of_mixed_reasons_are_planned_killed_half_way_and_replayed_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_is_killed_in_the_middle_of_a_run_is_followed_by_another_that_goes_on() {
     let mut post = Installation::start_with(&[("EMAIL_LEASE_SECONDS", "2")]).await;
-    refused(&post, 40).await;
+    refused(&post, 30).await;
     assert_eq!(post.stop_daemon().await, ExitCode::SUCCESS);
     // One that can reach no relay: what it sends is nothing, so that nothing but its run is cut off.
     let mut variables = post.variables.clone();
     variables.insert("SMTP_PORT".to_owned(), "1".to_owned());
     let mut doomed = DaemonProcess::start(&variables);
-    let said = post.run(&["dead", "replay", "--all", "--detach", "--rate", "20", "--json"]).await.json();
+    // Slow enough to be found in the middle of it, here and below.
+    let said = post.run(&["dead", "replay", "--all", "--detach", "--rate", "2", "--json"]).await.json();
     let id = said["run"].as_str().expect("a run").to_owned();
-    until("half of it is done", async || run(&post, &id).await["replayed"].as_u64() >= Some(20)).await;
+    until("it has begun", async || run(&post, &id).await["replayed"].as_u64() >= Some(2)).await;
     doomed.kill();
     let half = run(&post, &id).await;
     assert_eq!(half["state"], "running", "{half}");
     assert!(half["open"].as_u64() > Some(0), "{half}");
     post.start_daemon().await;
     let end = until_done(&post, &id).await;
-    assert_eq!((&end["replayed"], &end["skipped"], &end["failed"]), (&40.into(), &0.into(), &0.into()), "{end}");
+    assert_eq!((&end["replayed"], &end["skipped"], &end["failed"]), (&30.into(), &0.into(), &0.into()), "{end}");
     post.wait_until_settled().await;
     post.wait_until_idle().await;
-    assert_each_once(&post, 40);
+    assert_each_once(&post, 30);
     post.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_is_stopped_gives_its_run_to_the_next_one_at_once() {
     let mut post = Installation::start().await;
-    refused(&post, 12).await;
-    let said = post.run(&["dead", "replay", "--all", "--detach", "--rate", "4", "--json"]).await.json();
+    refused(&post, 14).await;
+    let said = post.run(&["dead", "replay", "--all", "--detach", "--rate", "1", "--json"]).await.json();
     let id = said["run"].as_str().expect("a run").to_owned();
     until("it has begun", async || run(&post, &id).await["replayed"].as_u64() >= Some(2)).await;
     assert_eq!(post.stop_daemon().await, ExitCode::SUCCESS);
@@ -255,9 +257,9 @@ async fn a_daemon_that_is_stopped_gives_its_run_to_the_next_one_at_once() {
     assert!(left["open"].as_u64() > Some(0), "{left}");
     post.start_daemon().await;
     let end = until_done(&post, &id).await;
-    assert_eq!(end["replayed"], 12, "{end}");
+    assert_eq!(end["replayed"], 14, "{end}");
     post.wait_until_idle().await;
-    assert_each_once(&post, 12);
+    assert_each_once(&post, 14);
     post.finish().await;
 }
 
@@ -268,8 +270,8 @@ async fn a_run_whose_broker_is_away_says_so_waits_and_goes_on() {
     let through = line.url(post.broker.url());
     post.set(&[("AMQP_URL", &through)]);
     post.start_daemon().await;
-    refused(&post, 8).await;
-    let said = post.run(&["dead", "replay", "--all", "--detach", "--rate", "4", "--json"]).await.json();
+    refused(&post, 14).await;
+    let said = post.run(&["dead", "replay", "--all", "--detach", "--rate", "1", "--json"]).await.json();
     let id = said["run"].as_str().expect("a run").to_owned();
     until("it has begun", async || run(&post, &id).await["replayed"].as_u64() >= Some(2)).await;
     line.cut().await;
@@ -280,10 +282,10 @@ async fn a_run_whose_broker_is_away_says_so_waits_and_goes_on() {
     assert_eq!(run(&post, &id).await["state"], "running");
     line.mend().await;
     let end = until_done(&post, &id).await;
-    assert_eq!((&end["replayed"], &end["waits_for"]), (&8.into(), &Value::Null), "{end}");
+    assert_eq!((&end["replayed"], &end["waits_for"]), (&14.into(), &Value::Null), "{end}");
     post.wait_until_settled().await;
     post.wait_until_idle().await;
-    assert_each_once(&post, 8);
+    assert_each_once(&post, 14);
     post.finish().await;
 }
 
@@ -291,7 +293,7 @@ async fn a_run_whose_broker_is_away_says_so_waits_and_goes_on() {
 async fn a_run_is_paused_resumed_and_given_up_from_the_command_line() {
     let post = Installation::start().await;
     refused(&post, 30).await;
-    let said = post.run(&["dead", "replay", "--all", "--detach", "--rate", "5", "--json"]).await.json();
+    let said = post.run(&["dead", "replay", "--all", "--detach", "--rate", "1", "--json"]).await.json();
     let id = said["run"].as_str().expect("a run").to_owned();
     let act = async |action: &str| post.run(&["dead", "run", action, &id, "--by", "grace", "--json"]).await;
     until("it has begun", async || run(&post, &id).await["replayed"].as_u64() >= Some(1)).await;

@@ -22,7 +22,8 @@ async fn suppress(post: &Installation, request: uuid::Uuid) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_suppression_that_comes_between_two_tries_stops_the_second_and_every_later_mail() {
-    let post = Installation::start_with(&[("EMAIL_LADDER_STANDARD", "1500ms,3s")]).await;
+    // Long enough between the tries for what happens there, also on a machine that stalls.
+    let post = Installation::start_with(&[("EMAIL_LADDER_STANDARD", "15s,30s")]).await;
     post.relay.script(Rule::at(Phase::Rcpt, Act::reply("451 4.3.0 later")).once());
     let first = post.publish(&ticket("complained@example.bj")).await;
     until("it waits for its second try", async || {
@@ -58,7 +59,7 @@ async fn who_unsubscribed_from_a_category_still_gets_the_others_and_everything_t
     let post = Installation::start_with(&[
         ("EMAIL_TEMPLATES_DIR", folder.path().to_str().expect("UTF-8")),
         ("EMAIL_RATE_LIMIT_MARKETING", "unlimited"),
-        ("EMAIL_LADDER_BULK", "1500ms,3s"),
+        ("EMAIL_LADDER_BULK", "15s,30s"),
     ])
     .await;
     unsubscribe(&post, "one@example.bj", "cutover").await;

@@ -10,6 +10,7 @@ use crate::support::{
     installation::Installation,
     process::{at_a_terminal, postrider},
     requests::{id, pdf, ticket},
+    wait::until_some,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -28,16 +29,27 @@ async fn settings_that_are_missing_or_wrong_are_all_told_at_once() {
     }
 }
 
+/// Exit code and words of `check`; where the machine was too slow for one of the services, it is asked again.
+async fn check(post: &Installation) -> (i32, Value) {
+    until_some("all services answer in time", async || {
+        let said = post.run(&["check", "--json"]).await;
+        let report: Value = serde_json::from_str(&said.out).unwrap_or_else(|error| panic!("{error}: {said:?}"));
+        let items = report["items"].as_array().expect("items");
+        let is_late = |item: &Value| item["words"].as_str().is_some_and(|words| words.contains("no answer within"));
+        (!items.iter().any(is_late)).then_some((said.code, report))
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_with_a_service_is_told_by_check() {
     let mut post = Installation::prepare(&[]).await;
     post.declare_queues().await;
-    let said = post.run(&["check", "--json"]).await.json();
-    assert_eq!(said["ok"], true, "{said}");
+    let (code, said) = check(&post).await;
+    assert_eq!((code, &said["ok"]), (0, &json!(true)), "{said}");
     post.relay.refuse_connections().await;
-    let said = post.run(&["check", "--json"]).await;
-    assert_eq!(said.code, 1, "{said:?}");
-    let said: Value = serde_json::from_str(&said.out).expect("JSON");
+    let (code, said) = check(&post).await;
+    assert_eq!(code, 1, "{said}");
     let wrong: Vec<_> = said["items"].as_array().expect("items").iter().filter(|item| item["ok"] == false).collect();
     assert_eq!(wrong.len(), 1, "{said}");
     assert_eq!(wrong[0]["what"], "relay");

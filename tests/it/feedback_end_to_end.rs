@@ -57,6 +57,8 @@ async fn a_mail_is_published_sent_delivered_and_told_of() {
         assert_eq!((&event.message_id, event.metadata["order"].as_str()), (&row.id.to_string(), "A-1"));
         assert_eq!(event.recipient, "reseller@example.bj");
     }
+    // The mail is delivered as soon as one of the two was looked at.
+    post.database.wait_until_applied().await;
     let mut kinds: Vec<_> = post.database.timeline(row.id).await.iter().map(|line| line.kind.clone()).collect();
     kinds[1..].sort();
     assert_eq!(kinds, ["sent", "accepted", "delivered"]);

@@ -22,9 +22,10 @@ use crate::support::{
 
 /// Sends this, waits for the end, and tells what came and how long that took.
 async fn wait_for_the_end(address: SocketAddr, bytes: &str) -> (Vec<u16>, Duration) {
+    // The listener's time begins with the connection.
+    let began = Instant::now();
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     stream.write_all(bytes.as_bytes()).await.expect("written");
-    let began = Instant::now();
     let answered = replies(&read_all(&mut stream).await);
     (answered.iter().map(|reply| reply.status).collect(), began.elapsed())
 }
@@ -67,12 +68,16 @@ async fn each_kind_of_slowness_has_its_end() {
     assert_eq!(half_a_body.0, [408]);
     assert_eq!(half_a_chunk.0, [408]);
     for (_, took) in [&nothing, &half_a_head, &a_second_head, &half_a_body, &half_a_chunk] {
-        assert!((9..20).contains(&took.as_secs()), "{took:?}");
+        // Above as long as `read_all` waits: how late a slow machine is says nothing.
+        assert!((9..40).contains(&took.as_secs()), "{took:?}");
     }
     assert!((9..60).contains(&answer.as_secs()), "whoever reads nothing is not written to for ever: {answer:?}");
     for (reason, count) in [("head_timeout", 2.0), ("body_timeout", 2.0), ("answer_timeout", 1.0)] {
-        let counted =
-            post.daemon().metric("email_http_refused_total", &["listener=\"admin\"", &format!("\"{reason}\"")]).await;
+        let label = format!("\"{reason}\"");
+        let counted = async || post.daemon().metric("email_http_refused_total", &["listener=\"admin\"", &label]).await;
+        // It is counted once the connection is closed.
+        until(&format!("{reason} is counted"), async || counted().await >= count).await;
+        let counted = counted().await;
         assert!((counted - count).abs() < 0.5, "{reason}: {counted}");
     }
     post.finish().await;
@@ -120,8 +125,9 @@ async fn mails_feedback_and_probes_go_on_while_slow_clients_hang_on() {
         for n in 0..crowd / 3 {
             hanging.push(hang(public, round * crowd + n).await);
         }
+        let envelope = sns.notify(TOPIC, &format!("{{\"round\":{round}}}"));
         let began = Instant::now();
-        assert_eq!(daemon.post_webhook(&sns.notify(TOPIC, &format!("{{\"round\":{round}}}"))).await, StatusCode::OK);
+        assert_eq!(daemon.post_webhook(&envelope).await, StatusCode::OK);
         slowest = slowest.max(began.elapsed());
         let answer = reqwest::get(daemon.url("/livez")).await.expect("an answer");
         assert_eq!(answer.status(), StatusCode::OK);

@@ -324,9 +324,9 @@ async fn of_heads(daemon: &Daemon) -> Vec<Limit> {
 }
 
 /// A request that waits for a database that does not answer, and with it a connection that is at work.
-async fn hang(daemon: &Daemon, from: u8) -> TcpStream {
+async fn hang(daemon: &Daemon, from: Ipv4Addr) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into()).expect("bound");
+    socket.bind((from, 0).into()).expect("bound");
     let mut stream = socket.connect(daemon.admin()).await.expect("a connection");
     let request = format!(
         "GET /api/v1/email/messages HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\n\r\n"
@@ -336,10 +336,10 @@ async fn hang(daemon: &Daemon, from: u8) -> TcpStream {
 }
 
 /// What the next one from there hears, once nobody makes room any more.
-async fn turned_away(daemon: &Daemon, from: u8, hanging: &mut Vec<TcpStream>) -> String {
+async fn turned_away(daemon: &Daemon, mut from: impl FnMut() -> Ipv4Addr, hanging: &mut Vec<TcpStream>) -> String {
     until_some("all connections are at work", async || {
         let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind((Ipv4Addr::new(127, 0, 0, from), 0).into()).expect("bound");
+        socket.bind((from(), 0).into()).expect("bound");
         let mut stream = socket.connect(daemon.admin()).await.expect("a connection");
         let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
         let answered = replies(&read_all(&mut stream).await);
@@ -348,8 +348,8 @@ async fn turned_away(daemon: &Daemon, from: u8, hanging: &mut Vec<TcpStream>) ->
             let problem: Value = serde_json::from_str(&reply.body).expect("a problem");
             return problem["detail"].as_str().map(str::to_owned);
         }
-        // One whose head had not been read made room for this one.
-        hanging.push(hang(daemon, from).await);
+        // One whose head had not been read made room for this one, or one that the database has kept for too long.
+        hanging.push(hang(daemon, from()).await);
         None
     })
     .await
@@ -362,15 +362,22 @@ async fn of_connections() -> Vec<Limit> {
     post.variables.insert("DATABASE_URL".to_owned(), line.url(post.database.url()));
     post.start_daemon().await;
     line.stall();
-    let mut hanging = Vec::new();
+    let (one, mut hanging) = (Ipv4Addr::new(127, 0, 0, 2), Vec::new());
     for _ in 0..4 {
-        hanging.push(hang(post.daemon(), 2).await);
+        hanging.push(hang(post.daemon(), one).await);
     }
-    let of_one = turned_away(post.daemon(), 2, &mut hanging).await;
+    let of_one = turned_away(post.daemon(), || one, &mut hanging).await;
+    // However many it takes, no address has more than one of them: only the limit in all is met.
+    let mut last = 0_u16;
+    let mut another = || {
+        last += 1;
+        let [high, low] = last.to_be_bytes();
+        Ipv4Addr::new(127, 1, high, low)
+    };
     for _ in 0..4 {
-        hanging.push(hang(post.daemon(), 3).await);
+        hanging.push(hang(post.daemon(), another()).await);
     }
-    let in_all = turned_away(post.daemon(), 4, &mut hanging).await;
+    let in_all = turned_away(post.daemon(), another, &mut hanging).await;
     drop(hanging);
     line.free();
     post.finish().await;

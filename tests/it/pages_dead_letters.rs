@@ -148,7 +148,8 @@ async fn browser_dead_letters_are_planned_started_paused_and_followed_to_the_end
     browser.inspect("dead-letters").await;
     browser.click("tbody a").await;
     browser.shows("30 letters").await;
-    browser.fill("input[name=rate]", "5").await;
+    // So slow that it is not over before it is paused.
+    browser.fill("input[name=rate]", "1").await;
     browser.click("form[action='/replays'] button").await;
     browser.shows("Nothing was sent.").await;
     assert!(browser.text().await.contains("Planned to go out: 30"));
@@ -156,7 +157,7 @@ async fn browser_dead_letters_are_planned_started_paused_and_followed_to_the_end
     assert!(post.relay.log().mails.is_empty(), "a plan sends nothing");
 
     browser.click("#progress form[action$=start] button").await;
-    browser.shows("At most 5 letters a second").await;
+    browser.shows("At most 1 letters a second").await;
     browser.click("#progress form[action$=pause] button").await;
     browser.shows("Nothing is sent until it is resumed.").await;
     browser.inspect("replay-paused").await;

@@ -95,6 +95,9 @@ pub mod pages;
 /// Waiting for something to become true.
 pub mod wait;
 
+/// How long something took, on a machine that stands still now and then.
+pub mod stopwatch;
+
 /// A variable that names a service.
 pub fn service(name: &str) -> String {
     std::env::var(name)

@@ -78,6 +78,9 @@ async fn carry(post: &Installation, sns: &SnsSigner) {
     post.database.wait_for(id(&suppressed), "suppressed").await;
     post.wait_until_settled().await;
     post.wait_until_idle().await;
+    // Its row says so before it is counted.
+    let stopped = async || post.daemon().metric("email_stopped_total", &["status=\"suppressed\""]).await;
+    until("the suppressed one is counted", async || stopped().await >= 1.0).await;
 }
 
 /// What happens only where the settings allow it.

@@ -10,9 +10,11 @@ use crate::support::{
     installation::Installation,
     relay::{Act, Rule},
     requests::{id, set, ticket},
+    wait::until,
 };
 
 const PROCESS: &str = "process email.standard";
+const ACK: &str = "ack email.standard";
 
 async fn start(collector: &Collector, more: &[(&str, &str)]) -> Installation {
     let endpoint = [("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &*format!("{}/v1/traces", collector.url()))];
@@ -80,7 +82,7 @@ async fn a_mail_is_one_trace_from_the_producer_to_the_acknowledgement() {
         ("SMTP content", "SMTP send", SpanKind::Internal),
         ("SMTP final dot", "SMTP send", SpanKind::Internal),
         ("commit", "deliver", SpanKind::Client),
-        ("ack email.standard", PROCESS, SpanKind::Client),
+        (ACK, PROCESS, SpanKind::Client),
     ] {
         let (span, parent) = (only(&spans, name), only(&spans, above));
         assert_eq!((&span.parent, span.kind), (&parent.id, kind), "{name}: {}", tree(&spans));
@@ -243,13 +245,23 @@ async fn what_the_sampler_does_not_want_is_not_made() {
     post.wait_until_settled().await;
     post.wait_until_idle().await;
     post.stop_daemon().await;
-    let spans = collector.spans();
-    let traces: BTreeSet<_> = spans.iter().map(|span| span.trace.as_str()).collect();
+    let traces = || collector.spans().into_iter().map(|span| span.trace).collect::<BTreeSet<_>>();
+    // They may have been told a moment before the collector has read them.
+    until("each trace that was begun is whole", async || {
+        let traces = traces();
+        let is_whole = |trace: &String| {
+            let spans = collector.trace(trace);
+            [PROCESS, ACK].into_iter().all(|name| !named(&spans, name).is_empty())
+        };
+        traces.len() >= 4 && traces.iter().all(is_whole)
+    })
+    .await;
+    let traces = traces();
     assert!((4..=36).contains(&traces.len()), "{} of 40", traces.len());
     for trace in &traces {
         let of_trace = collector.trace(trace);
         only(&of_trace, PROCESS);
-        only(&of_trace, "ack email.standard");
+        only(&of_trace, ACK);
     }
     // And none at all.
     let before = collector.asked();

@@ -17,7 +17,7 @@ use lapin::types::AMQPValue;
 use opentelemetry_proto::tonic::{
     collector::{metrics::v1::ExportMetricsServiceRequest, trace::v1::ExportTraceServiceRequest},
     common::v1::{AnyValue, KeyValue, any_value::Value},
-    trace::v1::{ResourceSpans, ScopeSpans, Span, span::SpanKind},
+    trace::v1::{Span, span::SpanKind},
 };
 use postrider::{broker::topology, publish, wire};
 use prost::Message;
@@ -165,20 +165,14 @@ impl Collector {
     }
 
     /// A producer that publishes a request, and tells this collector of the span in which it did so.
+    /// That is no export: those are the daemon's.
     pub async fn publish_traced(&self, broker: &Broker, request: &wire::EmailRequest) -> Producer {
         let producer = Producer::new(true);
         let mut span = producer.span.clone();
         span.start_time_unix_nano = now();
         producer.publish(broker, request).await;
         span.end_time_unix_nano = now();
-        let resource_spans = vec![ResourceSpans {
-            scope_spans: vec![ScopeSpans { spans: vec![span], ..Default::default() }],
-            ..Default::default()
-        }];
-        let body = ExportTraceServiceRequest { resource_spans }.encode_to_vec();
-        let url = format!("{}/v1/traces", self.address);
-        let answer = reqwest::Client::new().post(url).body(body).send().await.expect("an answer");
-        assert_eq!(answer.status(), StatusCode::OK);
+        self.seen.spans.lock().expect("no test panics here").push(traced(&span));
         producer
     }
 }

@@ -32,11 +32,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::wait::WAIT_MAX;
+
 pub use log::{GoAhead, ReceivedMail, RelayLog};
 pub use script::{Act, Rule, Suffered};
-
-/// Longest wait of a test for something to happen here.
-const WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// What the relay offers and asks for.
 #[derive(Clone)]
