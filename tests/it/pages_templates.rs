@@ -200,7 +200,7 @@ async fn a_language_is_added_in_the_editor() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_template_is_edited_previewed_activated_and_rolled_back_in_a_browser() {
+async fn in_a_browser_a_template_is_edited_previewed_activated_and_rolled_back() {
     let post = Installation::start().await;
     let browser = Browser::start(post.daemon()).await;
     browser.sign_in(ADMIN_TOKEN).await;
