@@ -31,8 +31,7 @@ async fn an_incident_is_sent_while_the_flood_before_it_still_waits() {
     assert_eq!(rows.len(), 2, "with the NOC");
     assert!(rows.iter().all(|row| row.lane == "fast"), "{rows:?}");
     let slowest = rows.iter().filter_map(|row| row.latency_ms).max().expect("it says how long it took");
-    // The flood is held for good: whatever it takes, it did not wait for that.
-    assert!(slowest < 30_000, "{slowest} ms from publish to the relay's 250");
+    assert!(slowest < 5000, "{slowest} ms from publish to the relay's 250");
     let sent = post.database.count("sent").await;
     assert!((sent - 2) * 10 <= flood.len(), "nine in ten of the others still wait: {sent} were sent");
 

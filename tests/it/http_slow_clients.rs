@@ -68,8 +68,7 @@ async fn each_kind_of_slowness_has_its_end() {
     assert_eq!(half_a_body.0, [408]);
     assert_eq!(half_a_chunk.0, [408]);
     for (_, took) in [&nothing, &half_a_head, &a_second_head, &half_a_body, &half_a_chunk] {
-        // Above as long as `read_all` waits: how late a slow machine is says nothing.
-        assert!((9..40).contains(&took.as_secs()), "{took:?}");
+        assert!((9..20).contains(&took.as_secs()), "{took:?}");
     }
     assert!((9..60).contains(&answer.as_secs()), "whoever reads nothing is not written to for ever: {answer:?}");
     for (reason, count) in [("head_timeout", 2.0), ("body_timeout", 2.0), ("answer_timeout", 1.0)] {

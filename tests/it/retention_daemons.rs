@@ -77,7 +77,7 @@ async fn one_daemon_at_a_time_works_and_another_goes_on_where_it_was_killed() {
         let begun = Instant::now();
         let request = post.publish(&request).await;
         until("it is sent", async || is_sent(&post, request).await).await;
-        assert!(begun.elapsed() < Duration::from_secs(30), "nobody waits for retention: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(10), "nobody waits for retention: {:?}", begun.elapsed());
     }
     until("the second has done the rest", async || count(&post, FORGOTTEN).await == OLD).await;
     assert_eq!(count(&post, TORN).await, 0);
@@ -95,5 +95,5 @@ async fn one_daemon_at_a_time_works_and_another_goes_on_where_it_was_killed() {
     let begun = Instant::now();
     second.terminate();
     assert!(second.wait().await.success(), "{}", second.log());
-    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert!(begun.elapsed() < Duration::from_secs(10));
 }
