@@ -26,13 +26,13 @@ use crate::{
 /// AMQP `type` of an entry.
 const ENTRY_TYPE: &str = "postrider.journal.v1";
 /// Entries written in one transaction.
-const BATCH_MAX: usize = 64;
+const BATCH_MAX: usize = 256;
 /// How often a daemon looks whether another one, cut off from its database, has left entries.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Tries of an entry that the database could not take because of what others did at that moment.
+/// Tries of what the database could not take because of what others did at that moment.
 const REPEATS_MAX: u32 = 5;
 /// Rows that the entries of one transaction may touch.
-const ROWS_MAX: usize = 256;
+const ROWS_MAX: usize = 1024;
 /// Longest wait for the broker while the right to write is held: others wait for it.
 const DRAW_MAX: Duration = Duration::from_secs(10);
 /// Pause before another daemon that is writing is asked again whether it is done.
@@ -218,12 +218,17 @@ impl Journal {
 
     /// In transactions of a size that a statement's limit allows, whatever the number of recipients.
     async fn write_drawn(&self, lock: &mut JournalLock, drawn: Vec<Drawn>) -> Result<(), JournalError> {
-        let (mut batch, mut rows) = (Vec::new(), 0);
+        let mut read_ones = Vec::with_capacity(drawn.len());
         for one in drawn {
-            let Some(received) = read(&one.body, one.flag(FILES)) else {
-                self.set_aside(one, "not an entry of the journal").await?;
-                continue;
-            };
+            match read(&one.body, one.flag(FILES)) {
+                Some(received) => read_ones.push((received, one)),
+                None => self.set_aside(one, "not an entry of the journal").await?,
+            }
+        }
+        // Any order will do; in that of the steps each makes the next one's row.
+        read_ones.sort_by_key(|(received, _)| received.entry.at);
+        let (mut batch, mut rows) = (Vec::new(), 0);
+        for (received, one) in read_ones {
             rows += received.entry.recipients.len();
             batch.push((received, one));
             if rows >= ROWS_MAX {
@@ -240,32 +245,35 @@ impl Journal {
         batch: Vec<(ReceivedEntry, Drawn)>,
     ) -> Result<(), JournalError> {
         let (entries, taken): (Vec<ReceivedEntry>, Vec<Drawn>) = batch.into_iter().unzip();
-        match self.store.apply_journal(lock, &entries).await {
-            Ok(()) => {}
+        match self.apply(lock, &entries).await {
+            Ok(()) => {
+                for one in taken {
+                    one.ack().await?;
+                }
+            }
             // One of them cannot be stored: each by itself, so that only that one is set aside.
             Err(StoreError::Data { .. } | StoreError::Repeat(_)) => {
                 for (entry, one) in entries.iter().zip(taken) {
-                    let mut applied = Err(StoreError::Repeat(String::new()));
-                    for _ in 0..REPEATS_MAX {
-                        applied = self.store.apply_journal(lock, std::slice::from_ref(entry)).await;
-                        if !matches!(applied, Err(StoreError::Repeat(_))) {
-                            break;
-                        }
-                    }
-                    match applied {
+                    match self.apply(lock, std::slice::from_ref(entry)).await {
                         Ok(()) => one.ack().await?,
                         Err(error @ StoreError::Data { .. }) => self.set_aside(one, &error.to_string()).await?,
                         Err(error) => return Err(error.into()),
                     }
                 }
-                return Ok(());
             }
             Err(error) => return Err(error.into()),
         }
-        for one in taken {
-            one.ack().await?;
-        }
         Ok(())
+    }
+
+    async fn apply(&self, lock: &mut JournalLock, entries: &[ReceivedEntry]) -> Result<(), StoreError> {
+        for _ in 1..REPEATS_MAX {
+            match self.store.apply_journal(lock, entries).await {
+                Err(StoreError::Repeat(_)) => {}
+                applied => return applied,
+            }
+        }
+        self.store.apply_journal(lock, entries).await
     }
 
     /// Nothing is thrown away: what cannot be written becomes a dead letter.

@@ -2,9 +2,13 @@
 //!
 //! Invariant: what was drawn and not acknowledged goes back to the queue when its channel is closed, and each draw has its own.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use lapin::{
     Acker, Channel,
     options::{BasicAckOptions, BasicGetOptions},
@@ -15,6 +19,11 @@ use super::{BrokerError, Link, Topology, count::count};
 
 /// A draw ends when it holds this much, whatever the number of messages.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Channels of one draw: a queue that is replicated writes down who has a message before it gives it away, and a channel asks for
+/// one at a time. When all of them get a large one, a draw holds that many more than its bytes.
+const HANDS_MAX: usize = 8;
+/// Fewer messages than this are not worth a channel.
+const PER_HAND: usize = 4;
 
 /// Takes from a queue by hand (`basic.get`).
 pub struct Drawer {
@@ -59,17 +68,25 @@ impl Drawer {
         }
     }
 
-    /// Draws at most this many, and fewer if they are large.
+    /// Draws at most this many, and fewer if they are large; in no particular order.
     ///
     /// # Errors
     /// When the broker goes away; what was drawn goes back.
     pub async fn draw(&self, queue: &str, most: usize) -> Result<Vec<Drawn>, BrokerError> {
+        let taken = Taken::default();
+        let hands = HANDS_MAX.min(most.div_ceil(PER_HAND));
+        let drawn = try_join_all((0..hands).map(|_| self.draw_with_one(queue, most, &taken))).await?;
+        Ok(drawn.into_iter().flatten().collect())
+    }
+
+    /// Over a channel of its own, one by one, until there is nothing left.
+    async fn draw_with_one(&self, queue: &str, most: usize, taken: &Taken) -> Result<Vec<Drawn>, BrokerError> {
         let channel = Arc::new(self.link.get().await.create_channel().await?);
-        let (mut drawn, mut bytes) = (Vec::new(), 0);
-        while drawn.len() < most && bytes < BYTES_MAX {
+        let mut drawn = Vec::new();
+        while taken.bytes.load(Ordering::Relaxed) < BYTES_MAX && taken.messages.fetch_add(1, Ordering::Relaxed) < most {
             let Some(got) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? else { break };
             let delivery = got.delivery;
-            bytes += delivery.data.len();
+            taken.bytes.fetch_add(delivery.data.len(), Ordering::Relaxed);
             drawn.push(Drawn {
                 body: Bytes::from(delivery.data),
                 headers: delivery.properties.headers().clone().unwrap_or_default(),
@@ -79,6 +96,15 @@ impl Drawer {
         }
         Ok(drawn)
     }
+}
+
+/// How far a draw is.
+#[derive(Default)]
+struct Taken {
+    /// Messages that were asked for.
+    messages: AtomicUsize,
+    /// What those that came hold.
+    bytes: AtomicUsize,
 }
 
 impl Drawn {

@@ -11,14 +11,17 @@ mod entry;
 /// How far a mail is.
 mod progress;
 
-/// Writing one into the audit.
+/// Writing them into the audit.
 mod apply;
+
+/// What a step changes in a mail's row.
+mod step;
 
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 pub use self::entry::{Ended, Entry, EntryAttachment, EntryRecipient, EntryRequest, EntryWords, ReceivedEntry, Step};
-use super::{NOTICED_WHEN_IT_VANISHES, Store, StoreError, events_setting, within_limit};
+use super::{NOTICED_WHEN_IT_VANISHES, PLAN_ONCE, Store, StoreError, events_setting, within_limit};
 use crate::email::Lane;
 
 /// Serialises the daemons that write the journal.
@@ -46,6 +49,7 @@ impl Store {
         let locking = async {
             let mut connection = PgConnection::connect_with(&options).await?;
             sqlx::raw_sql(NOTICED_WHEN_IT_VANISHES).execute(&mut connection).await?;
+            sqlx::raw_sql(PLAN_ONCE).execute(&mut connection).await?;
             if let Some(setting) = events_setting(self.events) {
                 sqlx::raw_sql(setting).execute(&mut connection).await?;
             }
@@ -74,9 +78,7 @@ impl Store {
     pub async fn apply_journal(&self, lock: &mut JournalLock, entries: &[ReceivedEntry]) -> Result<(), StoreError> {
         let applying = async {
             let mut tx = lock.connection.begin().await?;
-            for received in entries {
-                apply::apply(&mut tx, received).await?;
-            }
+            apply::apply(&mut tx, entries).await?;
             tx.commit().await?;
             self.outbox_written.notify_one();
             Ok(())

@@ -1,9 +1,9 @@
 //! While the database is away an incident goes out all the same, once, and the audit is whole when it is back.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use lapin::{options::BasicConsumeOptions, types::FieldTable};
-use postrider::email::Phase;
+use postrider::{broker::topology, email::Phase, publish};
 
 use crate::support::{
     audit::Row,
@@ -240,6 +240,87 @@ async fn who_complained_gets_no_incident_without_the_database_either() {
     let ended: Vec<_> = rows.iter().map(|row| (row.recipient_email.as_str(), row.status.as_str())).collect();
     assert_eq!(ended, [("complained@example.bj", "suppressed"), ("noc@rgz.bj", "sent")]);
     assert_eq!(post.relay.log().mails.len(), 1);
+    post.finish().await;
+}
+
+/// What takes a journey of its own for each entry is never done here: nothing of a batch counts that is not written in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_other_lanes_go_on_soon_after_a_long_outage_though_the_database_is_far_away() {
+    let (mut post, line) = with_line(&[]).await;
+    post.start_daemon().await;
+    lose_the_database(&post, &line).await;
+    let steps = 4 * 80;
+    let alerts: Vec<_> = (0..80).map(|nr| incident(&format!("duty-{nr}@example.bj"))).collect();
+    post.broker.publish_all(&alerts).await;
+    let behind = ticket("behind@example.bj");
+    post.publish(&behind).await;
+    post.relay.wait_for_mails(2 * alerts.len()).await;
+    until("each mail has told both of its steps", async || {
+        post.broker.depth("email.audit").await.is_some_and(|depth| depth.ready == steps)
+    })
+    .await;
+
+    line.slow(Duration::from_millis(25));
+    line.mend().await;
+    whole(&post.database.wait_for(id(&behind), "sent").await);
+    line.free();
+    for alert in &alerts {
+        whole(&post.database.wait_for(id(alert), "sent").await);
+    }
+    post.wait_until_idle().await;
+    assert_eq!(post.relay.log().mails.len(), 2 * alerts.len() + 1, "nobody got two");
+    post.finish().await;
+}
+
+/// A producer in doubt publishes twice, to two daemons, one of which has lost its database: the one door for a second mail that
+/// no try ended `unknown` before. Its timeline says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_incident_that_two_daemons_send_has_a_line_of_each() {
+    let mut post = Installation::prepare(&[]).await;
+    post.start_daemon().await;
+    post.relay.hold_final_dots();
+    let alert = incident("duty@example.bj");
+    // Published again it is the same message, its time included.
+    let message = publish::outgoing(&alert, topology::REQUESTS).expect("a request that can be published");
+    let publish = || post.broker.publish_raw(&message.routing_key, message.properties.clone(), &message.body);
+    publish().await;
+    post.relay.wait_until("both are on the wire", |log| log.mails.len() == 2).await;
+    assert_eq!(post.database.count("sending").await, 2);
+    let line = Proxy::start(post.database.url()).await;
+    let mut variables = post.variables.clone();
+    variables.insert("DATABASE_URL".to_owned(), line.url(post.database.url()));
+    let second = Daemon::start(&variables).await;
+    line.cut().await;
+    second.wait_until_not_ready("database").await;
+    // Sooner or later it is the other one that takes it: the first one knows it, and throws it away.
+    let mut published = 0;
+    until("the second daemon has sent it too", async || {
+        if published < 20 && post.broker.depth("email.fast").await.is_some_and(|depth| depth.ready == 0) {
+            publish().await;
+            published += 1;
+        }
+        post.relay.look(|log| log.mails.len()) == 4
+    })
+    .await;
+    post.relay.release_final_dots();
+    line.mend().await;
+    let rows = post.database.wait_for(id(&alert), "sent").await;
+    until("both have told", async || {
+        let mut told = 0;
+        for row in &rows {
+            told += post.database.timeline(row.id).await.len();
+        }
+        told == 4
+    })
+    .await;
+    for row in &post.database.rows(id(&alert)).await {
+        let kinds: Vec<_> = post.database.timeline(row.id).await.iter().map(|line| line.kind.clone()).collect();
+        assert_eq!(kinds, ["sent", "sent"]);
+        assert_eq!((row.status.as_str(), row.attempts), ("sent", 1), "{row:?}");
+    }
+    let names: HashSet<_> = post.mails(4).await.into_iter().map(|mail| mail.message_id).collect();
+    assert_eq!(names.len(), 2, "each twice under one name");
+    assert_eq!(second.stop().await, std::process::ExitCode::SUCCESS);
     post.finish().await;
 }
 

@@ -63,6 +63,8 @@ mod broker_database_away;
 
 mod broker_incident_without_database;
 
+mod journal_in_batches;
+
 mod broker_lost_lease;
 
 mod broker_large_messages;

@@ -1,251 +1,276 @@
-//! One entry into the audit's rows.
+//! Entries into the audit's rows: a batch in as many statements as one of them would take.
 
-use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, SubsecRound, Utc};
+use serde::Serialize;
+use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
-use super::{Entry, EntryRecipient, ReceivedEntry, progress::Progress};
-use crate::{
-    email::Status,
-    store::{StoreError, caps, suppressions::suppress_in},
-};
+use super::{Entry, EntryRequest, EntryWords, ReceivedEntry, step};
+use crate::store::{StoreError, suppressions::suppress_in};
 
-pub(super) async fn apply(tx: &mut PgConnection, received: &ReceivedEntry) -> Result<(), StoreError> {
-    let entry = &received.entry;
-    let is_new = sqlx::query!("insert into journal_entries (id) values ($1) on conflict do nothing", entry.id)
-        .execute(&mut *tx)
-        .await?
-        .rows_affected()
-        == 1;
-    if !is_new {
-        return Ok(());
+/// Writes a batch, whose entries may be of the same request and of the same mail.
+pub(super) async fn apply(tx: &mut PgConnection, received: &[ReceivedEntry]) -> Result<(), StoreError> {
+    let mut received = new_of(tx, received).await?;
+    let stored = keep_requests(tx, &received).await?;
+    received.retain(|one| {
+        let request = &one.entry.request;
+        let is_known = stored.get(&request.id).is_some_and(|stored| stored.payload_hash == request.payload_hash);
+        if !is_known {
+            tracing::error!(request.id = %request.id, "the journal holds a request whose id the audit knows with another payload");
+        }
+        is_known
+    });
+    let entries: Vec<&Entry> = received.iter().map(|one| &one.entry).collect();
+    keep_files(tx, &received).await?;
+    keep_recipients(tx, &entries).await?;
+    keep_attachments(tx, &entries).await?;
+    for round in rounds(&entries) {
+        step::steps(tx, &round, |request| stored.get(&request.id).is_some_and(|s| s.generation > request.generation))
+            .await?;
     }
-    let request = &entry.request;
-    let payload_hash = hex::decode(&request.payload_hash).unwrap_or_default();
+    // After the mails, as everybody does who writes both.
+    let refused: Vec<_> = entries.iter().filter_map(|entry| entry.refused_address()).collect();
+    if !refused.is_empty() {
+        suppress_in(tx, &refused).await?;
+    }
+    Ok(())
+}
+
+/// Those that were not written before, each once.
+async fn new_of<'a>(
+    tx: &mut PgConnection,
+    received: &'a [ReceivedEntry],
+) -> Result<Vec<&'a ReceivedEntry>, StoreError> {
+    let ids: Vec<Uuid> = received.iter().map(|one| one.entry.id).collect();
+    let new = sqlx::query_scalar!(
+        "insert into journal_entries (id) select unnest($1::uuid[]) on conflict do nothing returning id",
+        &ids
+    )
+    .fetch_all(tx)
+    .await?;
+    let mut new: HashSet<Uuid> = new.into_iter().collect();
+    Ok(received.iter().filter(|one| new.remove(&one.entry.id)).collect())
+}
+
+/// What the audit holds of a request.
+struct Stored {
+    id: Uuid,
+    /// Hexadecimal, as an entry has it.
+    payload_hash: String,
+    generation: i32,
+}
+
+/// Inserts the requests that are not there, and locks them all as a claim does, so that both decide one after the other.
+async fn keep_requests(
+    tx: &mut PgConnection,
+    received: &[&ReceivedEntry],
+) -> Result<HashMap<Uuid, Stored>, StoreError> {
+    let mut requests: Vec<&EntryRequest> = received.iter().map(|one| &one.entry.request).collect();
+    // Stable: of several the first is inserted. In one order, so that two who insert do not wait for each other.
+    requests.sort_by_key(|request| request.id);
+    requests.dedup_by_key(|request| request.id);
     sqlx::query!(
         "insert into email_requests (id, payload_hash, source, template_key, template_version, priority, lane, locale,
             reply_to, variables, metadata, published_at, not_before, expires_at, generation, copy_no)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) on conflict (id) do nothing",
-        request.id,
-        payload_hash,
-        request.source,
-        request.template_key,
-        request.template_version,
-        request.priority,
-        request.lane,
-        request.locale,
-        request.reply_to,
-        request.variables,
-        request.metadata,
-        request.published_at,
-        request.not_before,
-        request.expires_at,
-        request.generation,
-        request.copy_no
+         select id, decode(payload_hash, 'hex'), source, template_key, template_version, priority, lane, locale,
+            reply_to, variables, metadata, published_at, not_before, expires_at, generation, copy_no
+         from jsonb_to_recordset($1) as r (id uuid, payload_hash text, source text, template_key text,
+            template_version int, priority smallint, lane text, locale text, reply_to text, variables jsonb,
+            metadata jsonb, published_at timestamptz, not_before timestamptz, expires_at timestamptz, generation int,
+            copy_no int)
+         on conflict (id) do nothing",
+        Json(&requests) as _
     )
     .execute(&mut *tx)
     .await?;
-    // The same lock that a claim takes, so that both decide one after the other.
-    let stored =
-        sqlx::query!("select payload_hash, generation from email_requests where id = $1 for update", request.id)
-            .fetch_one(&mut *tx)
-            .await?;
-    if stored.payload_hash != payload_hash {
-        tracing::error!(request.id = %request.id, "the journal holds a request whose id the audit knows with another payload");
+    let ids: Vec<Uuid> = requests.iter().map(|request| request.id).collect();
+    let stored = sqlx::query_as!(
+        Stored,
+        r#"select id, encode(payload_hash, 'hex') as "payload_hash!", generation
+           from email_requests where id = any($1) order by id for update"#,
+        &ids
+    )
+    .fetch_all(tx)
+    .await?;
+    let known = |row: Stored| (row.id, row);
+    Ok(stored.into_iter().map(known).collect())
+}
+
+async fn keep_files(tx: &mut PgConnection, received: &[&ReceivedEntry]) -> Result<(), StoreError> {
+    let mut files: Vec<(&str, i32, &[u8])> = received
+        .iter()
+        .flat_map(|one| one.entry.attachments.iter().zip(&one.files))
+        .map(|(attachment, bytes)| (attachment.sha256.as_str(), attachment.size_bytes, bytes.as_slice()))
+        .collect();
+    files.sort_unstable_by_key(|(sha256, ..)| *sha256);
+    files.dedup_by_key(|(sha256, ..)| *sha256);
+    if files.is_empty() {
         return Ok(());
     }
-    keep_files(tx, entry, &received.files).await?;
-    for (ordinal, recipient) in entry.recipients.iter().enumerate() {
-        insert_recipient(tx, entry, ordinal, recipient).await?;
-    }
-    step(tx, entry, stored.generation > request.generation).await?;
-    // After the mail, as everybody does who writes both.
-    if let Some(refused) = entry.refused_address() {
-        suppress_in(tx, &[refused]).await?;
-    }
+    sqlx::query!(
+        "insert into attachment_blobs (sha256, size_bytes, data)
+         select decode(f.sha256, 'hex'), f.size_bytes, f.data
+         from unnest($1::text[], $2::int[], $3::bytea[]) as f (sha256, size_bytes, data)
+         on conflict (sha256) do update set used_at = now()",
+        &files.iter().map(|(sha256, ..)| *sha256).collect::<Vec<_>>() as _,
+        &files.iter().map(|(_, size_bytes, _)| *size_bytes).collect::<Vec<_>>(),
+        &files.iter().map(|(.., bytes)| *bytes).collect::<Vec<_>>() as _
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
-async fn keep_files(tx: &mut PgConnection, entry: &Entry, files: &[Vec<u8>]) -> Result<(), StoreError> {
-    for (attachment, bytes) in entry.attachments.iter().zip(files) {
-        sqlx::query!(
-            "insert into attachment_blobs (sha256, size_bytes, data) values ($1, $2, $3)
-             on conflict (sha256) do update set used_at = now()",
-            hex::decode(&attachment.sha256).unwrap_or_default(),
-            attachment.size_bytes,
-            bytes
-        )
-        .execute(&mut *tx)
-        .await?;
-    }
-    Ok(())
+/// A recipient, as the columns of `email_messages`.
+#[derive(Serialize)]
+struct Recipient<'a> {
+    id: Uuid,
+    request_id: Uuid,
+    hash: &'a str,
+    ordinal: i16,
+    template_key: &'a str,
+    template_version: Option<i32>,
+    email: &'a str,
+    name: Option<&'a str>,
+    attachments_count: i32,
+    message_id: &'a str,
+    source: &'a str,
+    /// Which of the words: those of the first entry that brings some.
+    words: Option<usize>,
 }
 
-async fn insert_recipient(
-    tx: &mut PgConnection,
-    entry: &Entry,
-    ordinal: usize,
-    recipient: &EntryRecipient,
-) -> Result<(), StoreError> {
-    let words = entry.words.as_ref();
+/// What was rendered, once for all recipients of an entry.
+#[derive(Serialize)]
+struct Words<'a> {
+    nr: usize,
+    #[serde(flatten)]
+    words: &'a EntryWords,
+}
+
+/// Inserts those that are not there, and the words where they were missing.
+async fn keep_recipients(tx: &mut PgConnection, entries: &[&Entry]) -> Result<(), StoreError> {
+    let (mut recipients, mut places) = (Vec::<Recipient<'_>>::new(), HashMap::new());
+    for (nr, entry) in entries.iter().enumerate() {
+        for (ordinal, recipient) in entry.recipients.iter().enumerate() {
+            let place = *places.entry((entry.request.id, recipient.hash.as_str())).or_insert_with(|| {
+                recipients.push(Recipient {
+                    id: recipient.id,
+                    request_id: entry.request.id,
+                    hash: &recipient.hash,
+                    ordinal: i16::try_from(ordinal).unwrap_or(i16::MAX),
+                    template_key: &entry.request.template_key,
+                    template_version: entry.request.template_version,
+                    email: &recipient.email,
+                    name: recipient.name.as_deref(),
+                    attachments_count: i32::try_from(entry.attachments.len()).unwrap_or(i32::MAX),
+                    message_id: &recipient.message_id,
+                    source: &entry.request.source,
+                    words: None,
+                });
+                recipients.len() - 1
+            });
+            if entry.words.is_some() {
+                recipients[place].words.get_or_insert(nr);
+            }
+        }
+    }
+    let used: HashSet<usize> = recipients.iter().filter_map(|recipient| recipient.words).collect();
+    let words = entries.iter().enumerate().filter(|(nr, _)| used.contains(nr));
+    let words: Vec<_> = words.filter_map(|(nr, e)| e.words.as_ref().map(|words| Words { nr, words })).collect();
     sqlx::query!(
         "insert into email_messages (id, request_id, recipient_hash, ordinal, template_key, template_version,
             recipient_email, recipient_name, subject, html_content, text_content, attachments_count, status, message_id,
             source_endpoint)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'queued', $13, $14)
+         select r.id, r.request_id, decode(r.hash, 'hex'), r.ordinal, r.template_key, r.template_version, r.email, r.name,
+            w.subject, w.html, w.text, r.attachments_count, 'queued', r.message_id, r.source
+         from jsonb_to_recordset($1) as r (id uuid, request_id uuid, hash text, ordinal smallint, template_key text,
+            template_version int, email text, name text, attachments_count int, message_id text, source text, words int)
+         left join jsonb_to_recordset($2) as w (nr int, subject text, html text, text text) on w.nr = r.words
          on conflict (request_id, recipient_hash) do update set
             subject = coalesce(email_messages.subject, excluded.subject),
             html_content = coalesce(email_messages.html_content, excluded.html_content),
             text_content = coalesce(email_messages.text_content, excluded.text_content)
          where email_messages.subject is null and excluded.subject is not null",
-        recipient.id,
-        entry.request.id,
-        hex::decode(&recipient.hash).unwrap_or_default(),
-        i16::try_from(ordinal).unwrap_or(i16::MAX),
-        entry.request.template_key,
-        entry.request.template_version,
-        recipient.email,
-        recipient.name,
-        words.map(|w| w.subject.as_str()),
-        words.map(|w| w.html.as_str()),
-        words.map(|w| w.text.as_str()),
-        i32::try_from(entry.attachments.len()).unwrap_or(i32::MAX),
-        recipient.message_id,
-        entry.request.source
+        Json(&recipients) as _,
+        Json(&words) as _
     )
-    .execute(&mut *tx)
+    .execute(tx)
     .await?;
-    // Their bytes come with the first entry only, and that may be a later one.
-    for (ordinal, attachment) in entry.attachments.iter().enumerate() {
-        sqlx::query!(
-            "insert into email_attachments (message_id, filename, content_type, content_id, size_bytes, sha256, ordinal)
-             select m.id, $3::text, $4, $5, $6, b.sha256, $8 from email_messages m, attachment_blobs b
-             where m.request_id = $1 and m.recipient_hash = $2 and b.sha256 = $7 and not exists (
-                select 1 from email_attachments a where a.message_id = m.id and a.sha256 = b.sha256 and a.filename = $3::text)",
-            entry.request.id,
-            hex::decode(&recipient.hash).unwrap_or_default(),
-            attachment.file_name,
-            attachment.content_type,
-            attachment.content_id,
-            attachment.size_bytes,
-            hex::decode(&attachment.sha256).unwrap_or_default(),
-            i32::try_from(ordinal).unwrap_or(i32::MAX)
-        )
-        .execute(&mut *tx)
-        .await?;
-    }
     Ok(())
 }
 
-/// Whether this very line is in the timeline.
-async fn has_line(tx: &mut PgConnection, id: Uuid, at: DateTime<Utc>, kind: &str) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar!(
-        "select exists (select from email_timeline where message_id = $1 and at = $2 and kind = $3) as \"told!\"",
-        id,
-        at,
-        kind
-    )
-    .fetch_one(tx)
-    .await?)
+/// An attachment of a mail, as the columns of `email_attachments`.
+#[derive(Serialize)]
+struct Attachment<'a> {
+    request_id: Uuid,
+    hash: &'a str,
+    filename: &'a str,
+    content_type: &'a str,
+    content_id: Option<&'a str>,
+    size_bytes: i32,
+    sha256: &'a str,
+    ordinal: i32,
 }
 
-/// `was_reopened`: a replay has overtaken this entry, so that it only adds a line.
-async fn step(tx: &mut PgConnection, entry: &Entry, was_reopened: bool) -> Result<(), StoreError> {
-    let hash = hex::decode(&entry.recipient_hash).unwrap_or_default();
-    let row = sqlx::query!(
-        r#"select m.id, m.status, m.held, m.deferrals, m.token, m.worker_id,
-            coalesce(w.lease_until > now(), false) as "lease_live!"
-           from email_messages m left join email_workers w on w.id = m.worker_id
-           where m.request_id = $1 and m.recipient_hash = $2 for update of m"#,
-        entry.request.id,
-        hash
-    )
-    .fetch_one(&mut *tx)
-    .await?;
-    let status = Status::from_name(&row.status).unwrap_or(Status::Sent);
-    let (there, here) = (entry.progress(), Progress::of_row(status, row.held, row.deferrals));
-    let is_own = row.worker_id == Some(entry.worker_id);
-    // Somebody else has it on the wire: that one decides, but for the relay's yes.
-    let is_busy = status == Status::Sending && row.lease_live && !is_own && row.token != Some(entry.token);
-    let is_further = !was_reopened && (there == Progress::Over || !is_busy) && there > here;
-    let Some((ended, new_status)) = entry.ended() else {
-        // At the same place it is the same try of the same daemon: under the token that it really went out with.
-        if is_further || !was_reopened && is_own && there == here && status == Status::Sending {
-            sqlx::query!(
-                "update email_messages set status = 'sending', token = $2, worker_id = $3, due_at = null,
-                    settlement = 'none', held = false, deferrals = $4, updated_at = now() where id = $1",
-                row.id,
-                entry.token,
-                entry.worker_id,
-                entry.round
-            )
-            .execute(&mut *tx)
-            .await?;
+/// Of those whose bytes are there: they come with the first entry only, and that may be a later one.
+async fn keep_attachments(tx: &mut PgConnection, entries: &[&Entry]) -> Result<(), StoreError> {
+    let (mut attachments, mut seen) = (Vec::new(), HashSet::new());
+    for entry in entries {
+        for recipient in &entry.recipients {
+            for (ordinal, file) in entry.attachments.iter().enumerate() {
+                let (hash, sha256, filename) = (recipient.hash.as_str(), file.sha256.as_str(), file.file_name.as_str());
+                if seen.insert((entry.request.id, hash, sha256, filename)) {
+                    attachments.push(Attachment {
+                        request_id: entry.request.id,
+                        hash,
+                        filename,
+                        content_type: &file.content_type,
+                        content_id: file.content_id.as_deref(),
+                        size_bytes: file.size_bytes,
+                        sha256,
+                        ordinal: i32::try_from(ordinal).unwrap_or(i32::MAX),
+                    });
+                }
+            }
         }
-        return Ok(());
-    };
-    // What feedback has settled meanwhile may still lack the relay's own words, and the id that later feedback is found by.
-    let is_told = status == new_status || has_line(tx, row.id, entry.at, &ended.kind).await?;
-    if !was_reopened && there == here && row.token == Some(entry.token) && is_told {
-        // Told once before, when the copy or letter was still owed; or the row knew it all along.
-        if ended.is_settled {
-            sqlx::query!(
-                "update email_messages set settlement = 'done' where id = $1 and settlement = 'pending'",
-                row.id
-            )
-            .execute(&mut *tx)
-            .await?;
-        }
-        return Ok(());
     }
-    if is_further {
-        sqlx::query!(
-            "update email_messages set status = $2, attempts = $3, deferrals = $4, held = $5, token = $6, worker_id = $7,
-                due_at = $8::timestamptz + make_interval(secs => $9::float8), settlement = $10, reason = $11,
-                error_message = $12, sent_at = $13, updated_at = now()
-             where id = $1",
-            row.id,
-            new_status.name(),
-            ended.attempts,
-            entry.round + i32::from(matches!(new_status, Status::Queued | Status::Unknown)),
-            ended.held,
-            entry.token,
-            entry.worker_id,
-            entry.at,
-            ended.due_in,
-            match new_status {
-                Status::Queued | Status::Unknown | Status::Failed if ended.is_settled => "done",
-                Status::Queued | Status::Unknown | Status::Failed => "pending",
-                _ => "none",
-            },
-            ended.reason,
-            ended.error,
-            ended.sent_at
-        )
-        .execute(&mut *tx)
-        .await?;
+    if attachments.is_empty() {
+        return Ok(());
     }
     sqlx::query!(
-        "insert into email_timeline (message_id, at, kind, attempt, latency_ms, relay, phase, reply_code, reply_text,
-            relay_message_id, error)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-        row.id,
-        entry.at,
-        ended.kind,
-        ended.attempts,
-        ended.latency_ms,
-        ended.relay,
-        ended.phase,
-        ended.reply_code,
-        ended.reply_text,
-        ended.relay_message_id,
-        ended.error
+        "insert into email_attachments (message_id, filename, content_type, content_id, size_bytes, sha256, ordinal)
+         select m.id, f.filename, f.content_type, f.content_id, f.size_bytes, b.sha256, f.ordinal
+         from jsonb_to_recordset($1) as f (request_id uuid, hash text, filename text, content_type text, content_id text,
+            size_bytes int, sha256 text, ordinal int)
+         join email_messages m on m.request_id = f.request_id and m.recipient_hash = decode(f.hash, 'hex')
+         join attachment_blobs b on b.sha256 = decode(f.sha256, 'hex')
+         where not exists (
+            select 1 from email_attachments a where a.message_id = m.id and a.sha256 = b.sha256 and a.filename = f.filename)",
+        Json(&attachments) as _
     )
-    .execute(&mut *tx)
+    .execute(tx)
     .await?;
-    if is_further && matches!(new_status, Status::Failed | Status::Suppressed | Status::Expired) {
-        // Claimed with the database, under a cap, and ended without it.
-        caps::give_back(tx, &[row.id]).await?;
-    }
     Ok(())
+}
+
+/// The steps of each mail in their order, at most one of a mail in each round.
+fn rounds<'a>(entries: &[&'a Entry]) -> Vec<Vec<&'a Entry>> {
+    let mut rounds: Vec<Vec<&Entry>> = Vec::new();
+    let mut taken = HashMap::new();
+    for entry in entries {
+        let round = taken.entry((entry.request.id, entry.recipient_hash.as_str())).or_insert(0_usize);
+        if rounds.len() == *round {
+            rounds.push(Vec::new());
+        }
+        rounds[*round].push(entry);
+        *round += 1;
+    }
+    rounds
+}
+
+/// As exact as PostgreSQL keeps it: what is compared must not be rounded on the way.
+pub(super) fn stored_time(at: DateTime<Utc>) -> DateTime<Utc> {
+    at.trunc_subsecs(6)
 }

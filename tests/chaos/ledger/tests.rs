@@ -161,3 +161,25 @@ fn repeats_of_the_fast_lane_while_the_database_is_away_are_counted_apart() {
     facts.expected[0].fast = false;
     assert!(faults(&facts).contains(&Fault::Repeated));
 }
+
+#[test]
+fn of_an_incident_that_two_daemons_sent_each_has_its_line() {
+    let twice = |sent_lines| Row { sent_lines, ..row("sent") };
+    let mut facts = facts(vec![send(30), send(107)], vec![twice(2)]);
+    facts.cuts = vec![cut(50, 20)];
+    facts.outages = vec![(50, 500)];
+    facts.expected[0].fast = true;
+    let (account, found) = judge(&facts);
+    assert!(found.is_empty(), "{found:?}");
+    assert_eq!(account.repeated, 1);
+    facts.rows = vec![twice(1)];
+    assert_eq!(faults(&facts), [Fault::Timeline], "nothing tells of the other one");
+    facts.rows = vec![twice(3)];
+    assert_eq!(faults(&facts), [Fault::Timeline], "more lines than mails");
+    facts.rows = vec![twice(2)];
+    facts.expected[0].fast = false;
+    assert!(faults(&facts).contains(&Fault::Timeline), "no other lane goes without the database");
+    facts.expected[0].fast = true;
+    facts.outages.clear();
+    assert!(faults(&facts).contains(&Fault::Timeline), "the database was there");
+}
