@@ -3,7 +3,7 @@
 //! Invariant: an entry is acknowledged after it is committed, and committed once however often it arrives.
 //! Invariant: whoever comes back to a database writes the journal first, one daemon at a time; lanes go on when it is empty.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lapin::{
@@ -33,6 +33,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const REPEATS_MAX: u32 = 5;
 /// Rows that the entries of one transaction may touch.
 const ROWS_MAX: usize = 1024;
+/// A transaction ends with the entry that brings it over this size.
+const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Steps of one mail in one transaction: each takes some statements of its own.
+const STEPS_MAX: usize = 16;
 /// Longest wait for the broker while the right to write is held: others wait for it.
 const DRAW_MAX: Duration = Duration::from_secs(10);
 /// Pause before another daemon that is writing is asked again whether it is done.
@@ -68,16 +72,15 @@ pub fn outgoing(entry: &Entry, files: &[&[u8]]) -> Outgoing {
 /// Says that the files' bytes follow the entry.
 const FILES: &str = "x-files";
 
-fn read(body: &[u8], has_files: bool) -> Option<ReceivedEntry> {
+fn read(body: &Bytes, has_files: bool) -> Option<ReceivedEntry> {
     let end = body.iter().position(|byte| *byte == b'\n')?;
     let entry: Entry = serde_json::from_slice(&body[..end]).ok()?;
-    let mut rest = &body[end + 1..];
+    let mut rest = body.slice(end + 1..);
     let mut files = Vec::new();
     if has_files {
         for attachment in &entry.attachments {
-            let (file, behind) = rest.split_at_checked(usize::try_from(attachment.size_bytes).ok()?)?;
-            files.push(file.to_vec());
-            rest = behind;
+            let size = usize::try_from(attachment.size_bytes).ok().filter(|size| *size <= rest.len())?;
+            files.push(rest.split_to(size));
         }
     }
     rest.is_empty().then_some(ReceivedEntry { entry, files })
@@ -227,13 +230,19 @@ impl Journal {
         }
         // Any order will do; in that of the steps each makes the next one's row.
         read_ones.sort_by_key(|(received, _)| received.entry.at);
-        let (mut batch, mut rows) = (Vec::new(), 0);
+        let (mut batch, mut rows, mut bytes, mut steps) = (Vec::new(), 0, 0, HashMap::new());
         for (received, one) in read_ones {
-            rows += received.entry.recipients.len();
+            let entry = &received.entry;
+            rows += entry.recipients.len();
+            bytes += one.body.len();
+            let of_mail = steps.entry((entry.request.id, entry.recipient_hash.clone())).or_insert(0);
+            *of_mail += 1;
+            let is_full = rows >= ROWS_MAX || bytes >= BATCH_BYTES_MAX || *of_mail >= STEPS_MAX;
             batch.push((received, one));
-            if rows >= ROWS_MAX {
+            if is_full {
                 self.write_batch(lock, std::mem::take(&mut batch)).await?;
-                rows = 0;
+                (rows, bytes) = (0, 0);
+                steps.clear();
             }
         }
         self.write_batch(lock, batch).await
@@ -244,24 +253,32 @@ impl Journal {
         lock: &mut JournalLock,
         batch: Vec<(ReceivedEntry, Drawn)>,
     ) -> Result<(), JournalError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         let (entries, taken): (Vec<ReceivedEntry>, Vec<Drawn>) = batch.into_iter().unzip();
-        match self.apply(lock, &entries).await {
-            Ok(()) => {
-                for one in taken {
-                    one.ack().await?;
-                }
-            }
-            // One of them cannot be stored: each by itself, so that only that one is set aside.
-            Err(StoreError::Data { .. } | StoreError::Repeat(_)) => {
-                for (entry, one) in entries.iter().zip(taken) {
-                    match self.apply(lock, std::slice::from_ref(entry)).await {
-                        Ok(()) => one.ack().await?,
-                        Err(error @ StoreError::Data { .. }) => self.set_aside(one, &error.to_string()).await?,
-                        Err(error) => return Err(error.into()),
+        let mut taken = taken.into_iter();
+        // From the front to the back.
+        let mut parts = vec![entries.as_slice()];
+        while let Some(part) = parts.pop() {
+            match self.apply(lock, part).await {
+                Ok(()) => {
+                    for one in taken.by_ref().take(part.len()) {
+                        one.ack().await?;
                     }
                 }
+                // One of them cannot be stored: halved until it is alone, so that only that one is set aside.
+                Err(StoreError::Data { .. } | StoreError::Repeat(_)) if part.len() > 1 => {
+                    let (front, back) = part.split_at(part.len() / 2);
+                    parts.extend([back, front]);
+                }
+                Err(error @ StoreError::Data { .. }) => {
+                    if let Some(one) = taken.next() {
+                        self.set_aside(one, &error.to_string()).await?;
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         }
         Ok(())
     }

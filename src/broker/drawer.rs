@@ -2,9 +2,12 @@
 //!
 //! Invariant: what was drawn and not acknowledged goes back to the queue when its channel is closed, and each draw has its own.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -21,7 +24,9 @@ use super::{BrokerError, Link, Topology, count::count};
 const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Channels of one draw: a queue that is replicated writes down who has a message before it gives it away, and a channel asks for
 /// one at a time. When all of them get a large one, a draw holds that many more than its bytes.
-const HANDS_MAX: usize = 8;
+const HANDS_MAX: usize = 4;
+/// A draw asks for no more when it has taken this long: what came is better than what comes.
+const ASKING_MAX: Duration = Duration::from_secs(3);
 /// Fewer messages than this are not worth a channel.
 const PER_HAND: usize = 4;
 
@@ -68,12 +73,13 @@ impl Drawer {
         }
     }
 
-    /// Draws at most this many, and fewer if they are large; in no particular order.
+    /// Draws at most this many, and fewer if they are large or slow to come; in no particular order.
     ///
     /// # Errors
     /// When the broker goes away; what was drawn goes back.
     pub async fn draw(&self, queue: &str, most: usize) -> Result<Vec<Drawn>, BrokerError> {
-        let taken = Taken::default();
+        let taken =
+            Taken { until: Instant::now() + ASKING_MAX, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) };
         let hands = HANDS_MAX.min(most.div_ceil(PER_HAND));
         let drawn = try_join_all((0..hands).map(|_| self.draw_with_one(queue, most, &taken))).await?;
         Ok(drawn.into_iter().flatten().collect())
@@ -83,7 +89,7 @@ impl Drawer {
     async fn draw_with_one(&self, queue: &str, most: usize, taken: &Taken) -> Result<Vec<Drawn>, BrokerError> {
         let channel = Arc::new(self.link.get().await.create_channel().await?);
         let mut drawn = Vec::new();
-        while taken.bytes.load(Ordering::Relaxed) < BYTES_MAX && taken.messages.fetch_add(1, Ordering::Relaxed) < most {
+        while taken.may_go_on() && taken.messages.fetch_add(1, Ordering::Relaxed) < most {
             let Some(got) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? else { break };
             let delivery = got.delivery;
             taken.bytes.fetch_add(delivery.data.len(), Ordering::Relaxed);
@@ -99,12 +105,18 @@ impl Drawer {
 }
 
 /// How far a draw is.
-#[derive(Default)]
 struct Taken {
+    until: Instant,
     /// Messages that were asked for.
     messages: AtomicUsize,
     /// What those that came hold.
     bytes: AtomicUsize,
+}
+
+impl Taken {
+    fn may_go_on(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) < BYTES_MAX && Instant::now() < self.until
+    }
 }
 
 impl Drawn {

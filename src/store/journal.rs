@@ -71,11 +71,14 @@ impl Store {
         within_limit(async { Ok(asking.await?) }).await
     }
 
-    /// Writes entries into the audit, all of them or none; one that was written before changes nothing.
+    /// Writes entries into the audit, all of them or none, their files before; one that was written before changes nothing.
     ///
     /// # Errors
     /// [`StoreError::Away`]: leave them in their queue. [`StoreError::Data`]: one of them cannot be stored.
     pub async fn apply_journal(&self, lock: &mut JournalLock, entries: &[ReceivedEntry]) -> Result<(), StoreError> {
+        for received in entries {
+            within_limit(apply::keep_files(&mut lock.connection, received)).await?;
+        }
         let applying = async {
             let mut tx = lock.connection.begin().await?;
             apply::apply(&mut tx, entries).await?;

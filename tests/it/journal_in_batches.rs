@@ -2,10 +2,15 @@
 
 use std::fmt::Debug;
 
+use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use postrider::store::{
-    Store,
-    journal::{Ended, Entry, EntryAttachment, EntryRecipient, EntryRequest, EntryWords, ReceivedEntry, Step},
+use lapin::options::BasicPublishOptions;
+use postrider::{
+    journal,
+    store::{
+        Store,
+        journal::{Ended, Entry, EntryAttachment, EntryRecipient, EntryRequest, EntryWords, ReceivedEntry, Step},
+    },
 };
 use proptest::{prelude::*, sample::select, strategy::ValueTree, test_runner::TestRunner};
 use serde_json::json;
@@ -13,10 +18,14 @@ use sha2::{Digest, Sha256};
 use sqlx::types::JsonValue;
 use uuid::Uuid;
 
-use crate::support::database::Database;
+use crate::support::{
+    database::Database,
+    installation::Installation,
+    wait::{until, until_some},
+};
 
 /// Histories that are tried.
-const HISTORIES: u32 = 100;
+const HISTORIES: u32 = 40;
 /// Requests of one history; the recipients of each are as many.
 const REQUESTS: usize = 2;
 /// Daemons that write; the first one is alive.
@@ -120,7 +129,7 @@ impl Naming {
             }))
         });
         let has_file = said.request == 0;
-        let files = if has_file && said.brings_file { vec![FILE.to_vec()] } else { Vec::new() };
+        let files = if has_file && said.brings_file { vec![Bytes::from_static(FILE)] } else { Vec::new() };
         let entry = Entry {
             id: self.name(said),
             at,
@@ -203,7 +212,9 @@ impl Naming {
 }
 
 async fn write(store: &Store, batches: impl Iterator<Item = &[ReceivedEntry]>) {
-    let mut lock = store.try_lock_journal().await.expect("an answer").expect("nobody else writes");
+    // The server may still be ending the session that had it before.
+    let locking = async || store.try_lock_journal().await.expect("an answer");
+    let mut lock = until_some("the right to write the journal", locking).await;
     for batch in batches {
         store.apply_journal(&mut lock, batch).await.expect("it is written");
     }
@@ -242,4 +253,58 @@ async fn a_batch_makes_the_rows_that_its_entries_make_one_by_one() {
         assert_eq!(whole.audit(&database).await, expected, "written twice: {said:#?}");
     }
     assert!(told > usize::try_from(HISTORIES).expect("few"), "{told} requests");
+}
+
+/// PostgreSQL has no text with a NUL in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_cannot_be_stored_is_set_aside_and_those_beside_it_are_written() {
+    let mut post = Installation::prepare(&[]).await;
+    post.declare_queues().await;
+    let naming = Naming { salt: Uuid::new_v4(), began: Utc::now(), daemons: [Uuid::new_v4(), Uuid::new_v4()] };
+    let (requests, bad) = (41, 17);
+    let channel = post.broker.channel().await;
+    for (request, recipient) in
+        (0..requests).flat_map(|request| (0..REQUESTS).map(move |recipient| (request, recipient)))
+    {
+        let sent = Said {
+            request,
+            recipient,
+            daemon: 0,
+            round: 0,
+            ended: Some(("sent", false)),
+            is_settled: false,
+            generation: 0,
+            is_another_payload: false,
+            has_words: true,
+            brings_file: true,
+            suppresses: false,
+        };
+        let ReceivedEntry { mut entry, files } = naming.entry(&sent);
+        if request == bad
+            && let Step::Ended(ended) = &mut entry.step
+        {
+            ended.reply_text = Some("250 \0".to_owned());
+        }
+        let files: Vec<&[u8]> = files.iter().map(AsRef::as_ref).collect();
+        let message = journal::outgoing(&entry, &files);
+        let (exchange, queue) = (message.exchange.into(), message.routing_key.into());
+        let options = BasicPublishOptions::default();
+        let publishing = channel.basic_publish(exchange, queue, options, &message.body, message.properties);
+        publishing.await.expect("it is sent");
+    }
+    until("the journal waits", async || {
+        let entries = u32::try_from(requests * REQUESTS).expect("few");
+        post.broker.depth("email.audit").await.is_some_and(|depth| depth.ready == entries)
+    })
+    .await;
+    post.start_daemon().await;
+    let letters = post.database.wait_for_letters(REQUESTS).await;
+    assert!(letters.iter().all(|letter| letter.reason == "malformed" && letter.request_id.is_none()), "{letters:?}");
+    for request in (0..requests).filter(|request| *request != bad) {
+        for row in post.database.wait_for(naming.name(("request", request)), "sent").await {
+            assert_eq!(post.database.timeline(row.id).await.len(), 1);
+        }
+    }
+    assert!(post.database.rows(naming.name(("request", bad))).await.is_empty());
+    post.finish().await;
 }

@@ -7,28 +7,26 @@ use serde::Serialize;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
-use super::{Entry, EntryRequest, EntryWords, ReceivedEntry, step};
+use super::{Entry, EntryRequest, ReceivedEntry, step};
 use crate::store::{StoreError, suppressions::suppress_in};
 
-/// Writes a batch, whose entries may be of the same request and of the same mail.
+/// Writes a batch, whose entries may be of the same request and of the same mail. Their files are there: see [`keep_files`].
 pub(super) async fn apply(tx: &mut PgConnection, received: &[ReceivedEntry]) -> Result<(), StoreError> {
-    let mut received = new_of(tx, received).await?;
-    let stored = keep_requests(tx, &received).await?;
-    received.retain(|one| {
-        let request = &one.entry.request;
-        let is_known = stored.get(&request.id).is_some_and(|stored| stored.payload_hash == request.payload_hash);
-        if !is_known {
-            tracing::error!(request.id = %request.id, "the journal holds a request whose id the audit knows with another payload");
-        }
-        is_known
-    });
-    let entries: Vec<&Entry> = received.iter().map(|one| &one.entry).collect();
-    keep_files(tx, &received).await?;
+    let mut entries = new_of(tx, received).await?;
+    let stored = keep_requests(tx, &entries).await?;
+    // One that was forgotten in between is written anew.
+    if entries.iter().any(|entry| !stored.contains_key(&entry.request.id)) {
+        return Err(sqlx::Error::RowNotFound.into());
+    }
+    let is_known = |request: &EntryRequest| stored[&request.id].payload_hash == request.payload_hash;
+    for other in entries.extract_if(.., |entry| !is_known(&entry.request)) {
+        let id = other.request.id;
+        tracing::error!(request.id = %id, "the journal holds a request whose id the audit knows with another payload");
+    }
     keep_recipients(tx, &entries).await?;
     keep_attachments(tx, &entries).await?;
     for round in rounds(&entries) {
-        step::steps(tx, &round, |request| stored.get(&request.id).is_some_and(|s| s.generation > request.generation))
-            .await?;
+        step::steps(tx, &round, |request| stored[&request.id].generation > request.generation).await?;
     }
     // After the mails, as everybody does who writes both.
     let refused: Vec<_> = entries.iter().filter_map(|entry| entry.refused_address()).collect();
@@ -38,11 +36,24 @@ pub(super) async fn apply(tx: &mut PgConnection, received: &[ReceivedEntry]) -> 
     Ok(())
 }
 
+/// Keeps an entry's files, in a transaction of each: they are large, go by what they hold, and others wait for the same one.
+pub(super) async fn keep_files(connection: &mut PgConnection, received: &ReceivedEntry) -> Result<(), StoreError> {
+    for (attachment, bytes) in received.entry.attachments.iter().zip(&received.files) {
+        sqlx::query!(
+            "insert into attachment_blobs (sha256, size_bytes, data) values ($1, $2, $3)
+             on conflict (sha256) do update set used_at = now()",
+            hex::decode(&attachment.sha256).unwrap_or_default(),
+            attachment.size_bytes,
+            bytes.as_ref()
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
 /// Those that were not written before, each once.
-async fn new_of<'a>(
-    tx: &mut PgConnection,
-    received: &'a [ReceivedEntry],
-) -> Result<Vec<&'a ReceivedEntry>, StoreError> {
+async fn new_of<'a>(tx: &mut PgConnection, received: &'a [ReceivedEntry]) -> Result<Vec<&'a Entry>, StoreError> {
     let ids: Vec<Uuid> = received.iter().map(|one| one.entry.id).collect();
     let new = sqlx::query_scalar!(
         "insert into journal_entries (id) select unnest($1::uuid[]) on conflict do nothing returning id",
@@ -51,7 +62,7 @@ async fn new_of<'a>(
     .fetch_all(tx)
     .await?;
     let mut new: HashSet<Uuid> = new.into_iter().collect();
-    Ok(received.iter().filter(|one| new.remove(&one.entry.id)).collect())
+    Ok(received.iter().map(|one| &one.entry).filter(|entry| new.remove(&entry.id)).collect())
 }
 
 /// What the audit holds of a request.
@@ -63,11 +74,8 @@ struct Stored {
 }
 
 /// Inserts the requests that are not there, and locks them all as a claim does, so that both decide one after the other.
-async fn keep_requests(
-    tx: &mut PgConnection,
-    received: &[&ReceivedEntry],
-) -> Result<HashMap<Uuid, Stored>, StoreError> {
-    let mut requests: Vec<&EntryRequest> = received.iter().map(|one| &one.entry.request).collect();
+async fn keep_requests(tx: &mut PgConnection, entries: &[&Entry]) -> Result<HashMap<Uuid, Stored>, StoreError> {
+    let mut requests: Vec<&EntryRequest> = entries.iter().map(|entry| &entry.request).collect();
     // Stable: of several the first is inserted. In one order, so that two who insert do not wait for each other.
     requests.sort_by_key(|request| request.id);
     requests.dedup_by_key(|request| request.id);
@@ -98,31 +106,6 @@ async fn keep_requests(
     Ok(stored.into_iter().map(known).collect())
 }
 
-async fn keep_files(tx: &mut PgConnection, received: &[&ReceivedEntry]) -> Result<(), StoreError> {
-    let mut files: Vec<(&str, i32, &[u8])> = received
-        .iter()
-        .flat_map(|one| one.entry.attachments.iter().zip(&one.files))
-        .map(|(attachment, bytes)| (attachment.sha256.as_str(), attachment.size_bytes, bytes.as_slice()))
-        .collect();
-    files.sort_unstable_by_key(|(sha256, ..)| *sha256);
-    files.dedup_by_key(|(sha256, ..)| *sha256);
-    if files.is_empty() {
-        return Ok(());
-    }
-    sqlx::query!(
-        "insert into attachment_blobs (sha256, size_bytes, data)
-         select decode(f.sha256, 'hex'), f.size_bytes, f.data
-         from unnest($1::text[], $2::int[], $3::bytea[]) as f (sha256, size_bytes, data)
-         on conflict (sha256) do update set used_at = now()",
-        &files.iter().map(|(sha256, ..)| *sha256).collect::<Vec<_>>() as _,
-        &files.iter().map(|(_, size_bytes, _)| *size_bytes).collect::<Vec<_>>(),
-        &files.iter().map(|(.., bytes)| *bytes).collect::<Vec<_>>() as _
-    )
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
 /// A recipient, as the columns of `email_messages`.
 #[derive(Serialize)]
 struct Recipient<'a> {
@@ -137,22 +120,16 @@ struct Recipient<'a> {
     attachments_count: i32,
     message_id: &'a str,
     source: &'a str,
-    /// Which of the words: those of the first entry that brings some.
+    /// Which of the words, counted from one: those of the first entry that brings some.
     words: Option<usize>,
-}
-
-/// What was rendered, once for all recipients of an entry.
-#[derive(Serialize)]
-struct Words<'a> {
-    nr: usize,
-    #[serde(flatten)]
-    words: &'a EntryWords,
 }
 
 /// Inserts those that are not there, and the words where they were missing.
 async fn keep_recipients(tx: &mut PgConnection, entries: &[&Entry]) -> Result<(), StoreError> {
     let (mut recipients, mut places) = (Vec::<Recipient<'_>>::new(), HashMap::new());
-    for (nr, entry) in entries.iter().enumerate() {
+    let (mut subjects, mut htmls, mut texts) = (Vec::new(), Vec::new(), Vec::new());
+    for entry in entries {
+        let mut brought = None;
         for (ordinal, recipient) in entry.recipients.iter().enumerate() {
             let place = *places.entry((entry.request.id, recipient.hash.as_str())).or_insert_with(|| {
                 recipients.push(Recipient {
@@ -171,30 +148,39 @@ async fn keep_recipients(tx: &mut PgConnection, entries: &[&Entry]) -> Result<()
                 });
                 recipients.len() - 1
             });
-            if entry.words.is_some() {
-                recipients[place].words.get_or_insert(nr);
+            if recipients[place].words.is_none()
+                && let Some(words) = &entry.words
+            {
+                // Sent once for all who get them.
+                recipients[place].words = Some(*brought.get_or_insert_with(|| {
+                    subjects.push(words.subject.as_str());
+                    htmls.push(words.html.as_str());
+                    texts.push(words.text.as_str());
+                    subjects.len()
+                }));
             }
         }
     }
-    let used: HashSet<usize> = recipients.iter().filter_map(|recipient| recipient.words).collect();
-    let words = entries.iter().enumerate().filter(|(nr, _)| used.contains(nr));
-    let words: Vec<_> = words.filter_map(|(nr, e)| e.words.as_ref().map(|words| Words { nr, words })).collect();
+    // In the order in which others lock them.
+    recipients.sort_by_key(|recipient| recipient.id);
     sqlx::query!(
         "insert into email_messages (id, request_id, recipient_hash, ordinal, template_key, template_version,
             recipient_email, recipient_name, subject, html_content, text_content, attachments_count, status, message_id,
             source_endpoint)
          select r.id, r.request_id, decode(r.hash, 'hex'), r.ordinal, r.template_key, r.template_version, r.email, r.name,
-            w.subject, w.html, w.text, r.attachments_count, 'queued', r.message_id, r.source
+            ($2::text[])[r.words], ($3::text[])[r.words], ($4::text[])[r.words], r.attachments_count, 'queued',
+            r.message_id, r.source
          from jsonb_to_recordset($1) as r (id uuid, request_id uuid, hash text, ordinal smallint, template_key text,
             template_version int, email text, name text, attachments_count int, message_id text, source text, words int)
-         left join jsonb_to_recordset($2) as w (nr int, subject text, html text, text text) on w.nr = r.words
          on conflict (request_id, recipient_hash) do update set
             subject = coalesce(email_messages.subject, excluded.subject),
             html_content = coalesce(email_messages.html_content, excluded.html_content),
             text_content = coalesce(email_messages.text_content, excluded.text_content)
          where email_messages.subject is null and excluded.subject is not null",
         Json(&recipients) as _,
-        Json(&words) as _
+        &subjects as _,
+        &htmls as _,
+        &texts as _
     )
     .execute(tx)
     .await?;

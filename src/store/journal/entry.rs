@@ -1,5 +1,6 @@
 //! What an entry of the journal holds: enough to be written without any other.
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -177,5 +178,5 @@ pub struct ReceivedEntry {
     /// The entry.
     pub entry: Entry,
     /// The files' bytes; none for an entry that follows one with them.
-    pub files: Vec<Vec<u8>>,
+    pub files: Vec<Bytes>,
 }

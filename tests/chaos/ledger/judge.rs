@@ -11,6 +11,9 @@ const UNDERWAY_MS: i64 = 500;
 /// Two clocks of one machine are read one after the other.
 const CLOCK_MS: i64 = 20;
 
+/// A daemon looks for a database that is back after five seconds at most, and writes its journal before it asks it anything.
+const CATCHING_UP_MS: i64 = 10_000;
+
 type Key<'a> = (Uuid, &'a str);
 
 /// Draws up the account.
@@ -131,8 +134,7 @@ impl<'a> Judge<'a> {
                 if expected.refused {
                     self.find(Fault::SentWithoutMail, expected, "sent to an address that the relay refuses");
                 }
-                let most = if self.may_be_sent_twice(expected, accepted) { accepted.len().max(1) } else { 1 };
-                if !(1..=most as i64).contains(&row.sent_lines) {
+                if !(1..=1 + self.twins(expected, accepted)).contains(&row.sent_lines) {
                     self.find(Fault::Timeline, expected, format!("{} lines say sent", row.sent_lines));
                 }
             }
@@ -185,25 +187,24 @@ impl<'a> Judge<'a> {
         let Some(row) = row else { return };
         // Before a mail is sent again a line says that nobody knows what became of it; two who could not know of each other
         // have a line each that says what they did.
-        let each = if self.may_be_sent_twice(expected, accepted) { row.sent_lines - 1 } else { 0 };
-        if earlier.iter().filter(|send| !self.was_away(send.dot_ms)).count() as i64 > row.unknown_lines + each.max(0) {
-            let words = format!(
-                "sent {} times, {} lines say unknown and {} sent",
-                accepted.len(),
-                row.unknown_lines,
-                row.sent_lines
-            );
+        let told = row.unknown_lines + (row.sent_lines - 1).clamp(0, self.twins(expected, accepted));
+        let unexplained = earlier.iter().filter(|send| !self.was_away(send.dot_ms)).count() as i64;
+        let certain = accepted.iter().filter(|send| !self.is_excused(send)).count() as i64;
+        if unexplained > told || certain > row.unknown_lines + row.sent_lines.max(1) {
+            let (sent, unknown) = (row.sent_lines, row.unknown_lines);
+            let words = format!("sent {} times, {unknown} lines say unknown and {sent} sent", accepted.len());
             self.find(Fault::Timeline, expected, words);
         }
     }
 
-    /// Whether two daemons may each have taken the mail, or its twin, for theirs: one of them could not ask the database. It looks
-    /// for it again after some seconds, and writes its journal first.
-    fn may_be_sent_twice(&self, expected: &Expected, accepted: &[&Send]) -> bool {
-        let margin = self.facts.patience_ms;
-        let was_degraded =
-            |at_ms: i64| self.facts.outages.iter().any(|(from, until)| (*from..=*until + margin).contains(&at_ms));
-        expected.fast && accepted.iter().any(|send| was_degraded(send.dot_ms))
+    /// How often two daemons may each have taken the mail, or its twin, for theirs: one of the two could not ask the database.
+    fn twins(&self, expected: &Expected, accepted: &[&Send]) -> i64 {
+        let was_degraded = |send: &Send| {
+            let mut outages = self.facts.outages.iter();
+            outages.any(|(from, until)| (*from..=*until + CATCHING_UP_MS).contains(&send.dot_ms))
+        };
+        let pairs = accepted.windows(2).filter(|pair| pair.iter().any(|send| was_degraded(send)));
+        if expected.fast { pairs.count() as i64 } else { 0 }
     }
 
     /// Whether nobody could know what became of this send.
