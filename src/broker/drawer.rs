@@ -89,7 +89,8 @@ impl Drawer {
     async fn draw_with_one(&self, queue: &str, most: usize, taken: &Taken) -> Result<Vec<Drawn>, BrokerError> {
         let channel = Arc::new(self.link.get().await.create_channel().await?);
         let mut drawn = Vec::new();
-        while taken.may_go_on() && taken.messages.fetch_add(1, Ordering::Relaxed) < most {
+        // Each asks once, however long a channel took: a draw that brings nothing says that there is nothing.
+        while (drawn.is_empty() || taken.may_go_on()) && taken.messages.fetch_add(1, Ordering::Relaxed) < most {
             let Some(got) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? else { break };
             let delivery = got.delivery;
             taken.bytes.fetch_add(delivery.data.len(), Ordering::Relaxed);
