@@ -1,7 +1,7 @@
 //! Logs: one line a fact, for machines (JSON) or for people. Traces, and how they and the metrics get to a collector.
 //!
 //! Invariant: no address, no payload and no secret is ever a field or part of a message. Types that hold them print masked.
-//! Invariant: an event is one line, whatever is in it ([`mod@line`]): nobody writes a line of the log but the daemon.
+//! Invariant: an event is one line, whatever is in it (`telemetry/line.rs`): nobody writes a line of the log but the daemon.
 
 /// Trace context out of AMQP headers.
 pub mod origin;
