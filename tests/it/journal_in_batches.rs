@@ -30,8 +30,6 @@ const HISTORIES: u32 = 40;
 const REQUESTS: usize = 2;
 /// Daemons that write; the first one is alive.
 const DAEMONS: usize = 2;
-/// What a file holds.
-const FILE: &[u8] = b"a file";
 
 /// What one entry says, but for whose history it is.
 #[derive(Debug, Clone)]
@@ -129,7 +127,8 @@ impl Naming {
             }))
         });
         let has_file = said.request == 0;
-        let files = if has_file && said.brings_file { vec![Bytes::from_static(FILE)] } else { Vec::new() };
+        // Of each history its own, and of another payload another one.
+        let file = Bytes::copy_from_slice(self.name(("file", said.is_another_payload)).as_bytes());
         let entry = Entry {
             id: self.name(said),
             at,
@@ -164,8 +163,8 @@ impl Naming {
                     file_name: "a.txt".to_owned(),
                     content_type: "text/plain".to_owned(),
                     content_id: None,
-                    size_bytes: i32::try_from(FILE.len()).expect("small"),
-                    sha256: hex::encode(Sha256::digest(FILE)),
+                    size_bytes: i32::try_from(file.len()).expect("small"),
+                    sha256: hex::encode(Sha256::digest(&file)),
                 }]
             } else {
                 Vec::new()
@@ -174,7 +173,7 @@ impl Naming {
             round: said.round,
             step,
         };
-        ReceivedEntry { entry, files }
+        ReceivedEntry { entry, files: if has_file && said.brings_file { vec![file] } else { Vec::new() } }
     }
 
     /// All that the audit knows of it, with names that both histories share.
