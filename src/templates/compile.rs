@@ -4,6 +4,9 @@
 //! text nothing. Each sees only its own partials. The HTML part is there twice where styles were moved: as it is sent, and as
 //! it was written, which is what errors speak of.
 
+/// Partials that were parsed before.
+mod partials;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::DateTime;
@@ -367,7 +370,7 @@ fn parse(
         if !is_key(name) {
             faults.insert(LintFault::new(&file, None, "a partial's name has lower-case letters, digits and _ only"));
         }
-        if let Some(mut template) = parse_file(&file, text, faults) {
+        if let Some(mut template) = partials::parsed(text, || parse_file(&file, text, faults)) {
             template.name = Some(name.clone());
             partials.insert(name.clone(), template);
         }
