@@ -249,14 +249,14 @@ async fn the_other_lanes_go_on_soon_after_a_long_outage_though_the_database_is_f
     let (mut post, line) = with_line(&[]).await;
     post.start_daemon().await;
     lose_the_database(&post, &line).await;
-    let steps = 4 * 80;
-    let alerts: Vec<_> = (0..80).map(|nr| incident(&format!("duty-{nr}@example.bj"))).collect();
+    let count = 80;
+    let alerts: Vec<_> = (0..count).map(|nr| incident(&format!("duty-{nr}@example.bj"))).collect();
     post.broker.publish_all(&alerts).await;
     let behind = ticket("behind@example.bj");
     post.publish(&behind).await;
     post.relay.wait_for_mails(2 * alerts.len()).await;
     until("each mail has told both of its steps", async || {
-        post.broker.depth("email.audit").await.is_some_and(|depth| depth.ready == steps)
+        post.broker.depth("email.audit").await.is_some_and(|depth| depth.ready == 4 * count)
     })
     .await;
 

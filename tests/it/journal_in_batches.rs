@@ -256,7 +256,7 @@ async fn a_batch_makes_the_rows_that_its_entries_make_one_by_one() {
 
 /// PostgreSQL has no text with a NUL in it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_entry_that_cannot_be_stored_is_set_aside_and_those_beside_it_are_written() {
+async fn broker_an_entry_that_cannot_be_stored_is_set_aside_and_those_beside_it_are_written() {
     let mut post = Installation::prepare(&[]).await;
     post.declare_queues().await;
     let naming = Naming { salt: Uuid::new_v4(), began: Utc::now(), daemons: [Uuid::new_v4(), Uuid::new_v4()] };

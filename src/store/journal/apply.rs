@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, SubsecRound, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
@@ -254,9 +253,4 @@ fn rounds<'a>(entries: &[&'a Entry]) -> Vec<Vec<&'a Entry>> {
         *round += 1;
     }
     rounds
-}
-
-/// As exact as PostgreSQL keeps it: what is compared must not be rounded on the way.
-pub(super) fn stored_time(at: DateTime<Utc>) -> DateTime<Utc> {
-    at.trunc_subsecs(6)
 }

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
-use super::{Ended, Entry, EntryRequest, apply::stored_time, progress::Progress};
+use super::{Ended, Entry, EntryRequest, progress::Progress};
 use crate::{
     email::Status,
     store::{StoreError, caps},
@@ -301,4 +301,9 @@ async fn tell(tx: &mut PgConnection, lines: &[Line<'_>]) -> Result<(), StoreErro
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// As exact as PostgreSQL keeps it: what is compared must not be rounded on the way.
+fn stored_time(at: DateTime<Utc>) -> DateTime<Utc> {
+    at.trunc_subsecs(6)
 }

@@ -1,5 +1,4 @@
-//! Templates share their partials, and parsing a layout takes longer than anything else that is done to a template: what was
-//! parsed lately is not parsed again.
+//! Templates share their partials, which are most of what is parsed: what was parsed lately is not parsed again.
 
 use std::{
     collections::HashMap,
@@ -8,7 +7,7 @@ use std::{
 
 use handlebars::Template;
 
-/// Sources that are kept at most, in bytes; what is parsed takes some ten times that.
+/// Bytes of sources whose parsed form is kept at most.
 const SOURCE_BYTES_MAX: usize = 256 * 1024;
 
 /// The partial of this text, by `parse` if it was not parsed lately.

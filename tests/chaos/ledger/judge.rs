@@ -10,7 +10,6 @@ use super::{Account, Cut, CutRow, Expected, Facts, Fault, Row, Send, Violation};
 const UNDERWAY_MS: i64 = 500;
 /// Two clocks of one machine are read one after the other.
 const CLOCK_MS: i64 = 20;
-
 /// A daemon looks for a database that is back after five seconds at most, and writes its journal before it asks it anything.
 const CATCHING_UP_MS: i64 = 10_000;
 
