@@ -3,6 +3,7 @@
 use crate::support::{
     daemon::Variables,
     installation::Installation,
+    port::Port,
     process::{DaemonProcess, Said, postrider},
     proxy::Proxy,
     wait::{until, until_some},
@@ -18,7 +19,8 @@ async fn a_probe_says_whether_the_daemon_lives_and_whether_it_is_ready_and_why_n
     let mut post = Installation::prepare(&[]).await;
     let line = Proxy::start(post.broker.url()).await;
     line.cut().await;
-    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|socket| socket.local_addr()).expect("a port");
+    let port = Port::reserve();
+    let free = port.address();
     post.set(&[("AMQP_URL", &line.url(post.broker.url()))]);
     let mut asking = post.variables.clone();
     // On every interface, as in a container; asked over loopback.

@@ -18,6 +18,7 @@ use crate::support::{
     daemon::Variables,
     database::Database,
     installation::Installation,
+    port::Port,
     process::{BINARY, DaemonProcess, of_binary, postrider},
     relay::{Act, Rule},
     requests::{incident, invoice, reminder, ticket},
@@ -39,9 +40,8 @@ struct Fleet {
 impl Fleet {
     async fn start(&self, is_old: bool) -> DaemonProcess {
         let (binary, variables) = if is_old { (self.old_binary.as_str(), &self.old) } else { (BINARY, &self.new) };
-        let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-        let admin = socket.local_addr().expect("it is bound").to_string();
-        drop(socket);
+        let port = Port::reserve();
+        let admin = port.address().to_string();
         let mut daemon = DaemonProcess::start_binary(binary, variables, &admin);
         let url = format!("http://{admin}/readyz");
         until("it is ready", async || {

@@ -13,6 +13,7 @@ use tokio_rustls::client::TlsStream;
 use crate::support::{
     daemon::OPERATOR_TOKEN,
     installation::Installation,
+    port::Port,
     process::{DaemonProcess, postrider},
     raw::{ask_on, connect_tls, read_all},
     wait::{until, until_some},
@@ -127,11 +128,11 @@ async fn operators_show_a_certificate_and_probes_need_none() {
         ("ADMIN_HOSTS", NAME),
     ])
     .await;
-    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|socket| socket.local_addr()).expect("a port");
-    let mut daemon = ready(&post, free).await;
+    let port = Port::reserve();
+    let mut daemon = ready(&post, port.address()).await;
     let ca = issuer.0.pem();
     let ask = async |client: Option<(&str, &str)>, path: &str, more: &str| {
-        let stream = connect_tls(free, NAME, &ca, client).await?;
+        let stream = connect_tls(port.address(), NAME, &ca, client).await?;
         let request = format!("{path} HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n{more}");
         std::io::Result::Ok(ask_on(stream, &request).await.remove(0))
     };
@@ -157,7 +158,7 @@ async fn operators_show_a_certificate_and_probes_need_none() {
     assert!(cookie.starts_with("__Host-postrider_session=") && cookie.ends_with("; Secure"), "{cookie}");
     // Of another authority.
     let (certificate, key) = issuer.issue(ExtendedKeyUsagePurpose::ClientAuth);
-    let stranger = connect_tls(free, NAME, &ca, Some((&certificate, &key))).await;
+    let stranger = connect_tls(port.address(), NAME, &ca, Some((&certificate, &key))).await;
     let refused = match stranger {
         Err(_) => true,
         // With TLS 1.3 whoever connects learns it when it reads.

@@ -53,6 +53,9 @@ pub mod mail;
 /// Broker, database, relay and daemon together: what most tests begin with.
 pub mod installation;
 
+/// A port that nobody else gets while a test wants nobody to listen at it.
+pub mod port;
+
 /// A line to the broker that can be cut.
 pub mod proxy;
 

@@ -1,5 +1,4 @@
 use std::{
-    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,6 +14,8 @@ use tokio::{
 };
 use url::Url;
 
+use super::port::Port;
+
 /// How bytes travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
@@ -28,7 +29,7 @@ enum Flow {
 
 /// A line that passes bytes on, until it is cut, stalled or slowed down.
 pub struct Proxy {
-    address: SocketAddr,
+    port: Port,
     upstream: String,
     flow: watch::Sender<Flow>,
     listening: Mutex<Option<JoinHandle<()>>>,
@@ -44,18 +45,18 @@ impl Proxy {
     pub async fn start_at(address: [u8; 4], url: &str) -> Self {
         let url = Url::parse(url).expect("a URL");
         let upstream = format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"));
-        let listener = TcpListener::bind((Ipv4Addr::from(address), 0)).await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let port = Port::reserve_at(address);
+        let listener = port.listen().await;
         let flow = watch::Sender::new(Flow::Free);
         let listening = Mutex::new(Some(tokio::spawn(pass_on(listener, upstream.clone().into(), flow.subscribe()))));
-        Self { address, upstream, flow, listening }
+        Self { port, upstream, flow, listening }
     }
 
     /// The same URL through this line.
     pub fn url(&self, url: &str) -> String {
         let mut url = Url::parse(url).expect("a URL");
         url.set_host(Some("127.0.0.1")).expect("a host");
-        url.set_port(Some(self.address.port())).expect("a port");
+        url.set_port(Some(self.port.address().port())).expect("a port");
         url.into()
     }
 
@@ -71,7 +72,7 @@ impl Proxy {
 
     /// Takes connections again, on the same port.
     pub async fn mend(&self) {
-        let listener = TcpListener::bind(self.address).await.expect("the port is still ours");
+        let listener = self.port.listen().await;
         let task = tokio::spawn(pass_on(listener, self.upstream.clone().into(), self.flow.subscribe()));
         *self.listening.lock().expect("no test panics here") = Some(task);
     }

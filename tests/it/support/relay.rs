@@ -16,7 +16,6 @@ mod log;
 mod script;
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -26,13 +25,12 @@ use postrider::email::PerLane;
 use rustls::ServerConfig;
 use secrecy::SecretString;
 use tokio::{
-    net::TcpListener,
     sync::{Semaphore, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::wait::WAIT_MAX;
+use super::{port::Port, wait::WAIT_MAX};
 
 pub use log::{GoAhead, ReceivedMail, RelayLog};
 pub use script::{Act, Rule, Suffered};
@@ -75,7 +73,7 @@ impl Default for Offer {
 
 /// The relay. Dropping it ends it and its connections.
 pub struct Relay {
-    address: SocketAddr,
+    port: Port,
     shared: Arc<Shared>,
     listening: Mutex<Option<JoinHandle<()>>>,
 }
@@ -109,8 +107,8 @@ impl Relay {
 
     /// A relay that offers this.
     pub async fn with(offer: Offer) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let port = Port::reserve();
+        let listener = port.listen().await;
         let shared = Arc::new(Shared {
             offer,
             rules: Mutex::default(),
@@ -120,12 +118,12 @@ impl Relay {
             connections: Mutex::default(),
         });
         let listening = Mutex::new(Some(tokio::spawn(dialogue::listen(listener, Arc::clone(&shared)))));
-        Self { address, shared, listening }
+        Self { port, shared, listening }
     }
 
     /// Where it listens.
     pub fn port(&self) -> u16 {
-        self.address.port()
+        self.port.address().port()
     }
 
     /// The settings that lead to it, in plain unless it offers TLS, with the credentials it wants.
@@ -213,7 +211,7 @@ impl Relay {
 
     /// Takes connections again, on the same port.
     pub async fn take_connections(&self) {
-        let listener = TcpListener::bind(self.address).await.expect("the port is still ours");
+        let listener = self.port.listen().await;
         let task = tokio::spawn(dialogue::listen(listener, Arc::clone(&self.shared)));
         *self.listening.lock().expect("no test panics here") = Some(task);
     }
