@@ -3,6 +3,8 @@
 //! Operators work on the rows, so looking at dead letters destroys nothing and the queues fill only while the database is
 //! away.
 //! Invariant: a letter is acknowledged after its row is committed, and archived once however often it arrives.
+//! Invariant: a letter whose reader died is archived unread. One that only came back, because a consumer changed its window or a
+//! connection was lost, is read like any other: who reads one that came back leaves a mark until it has.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -28,7 +30,16 @@ const METADATA_BYTES_MAX: usize = 64 * 1024;
 
 /// Archives one delivery. While the database is away it stays in its queue.
 pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str) {
-    let mut letter = letter_of(&delivery, queue);
+    let request = loop {
+        match request_of(&store, &delivery).await {
+            Ok(request) => break request,
+            Err(StoreError::Repeat(_)) => {}
+            Err(error) => return hand_back(&store, delivery, &error).await,
+        }
+    };
+    let counted =
+        (is_unread(&delivery) && delivery.envelope.redelivered).then(|| (delivery.envelope.lane, delivery.crash_key()));
+    let mut letter = letter_of(&delivery, queue, request.as_ref());
     let mut is_bare = false;
     loop {
         match store.archive_dead(&letter).await {
@@ -45,34 +56,63 @@ pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str)
                 return;
             }
             Err(StoreError::Repeat(_)) => {}
-            Err(error) => {
-                // Its consumer pauses with the database, and holds nothing.
-                store.note_away(&error);
-                if let Err(error) = delivery.requeue().await {
-                    tracing::debug!(%error, "could not hand a letter back; the broker does so itself");
-                }
-                return;
-            }
+            Err(error) => return hand_back(&store, delivery, &error).await,
         }
+    }
+    if let Some((lane, key)) = counted
+        && let Err(error) = store.forget_crashes(lane, &key).await
+    {
+        tracing::debug!(%error, "a mark of an archived letter stays until its retention ends");
     }
     if let Err(error) = delivery.ack().await {
         tracing::info!(%error, "an archived letter was not acknowledged; it will be recognised");
     }
 }
 
-fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
+/// Its consumer pauses with the database, and holds nothing.
+async fn hand_back(store: &Arc<Store>, delivery: Delivery, error: &StoreError) {
+    store.note_away(error);
+    if let Err(error) = delivery.requeue().await {
+        tracing::debug!(%error, "could not hand a letter back; the broker does so itself");
+    }
+}
+
+/// Whether nobody has read the message yet: the pipeline puts a reason on its own letters.
+fn is_unread(delivery: &Delivery) -> bool {
+    !delivery.original.headers_as_text().contains_key(h::REASON)
+}
+
+/// The request in a letter that does not name it, if it can be read without danger.
+async fn request_of(store: &Store, delivery: &Delivery) -> Result<Option<wire::EmailRequest>, StoreError> {
+    let headers = delivery.original.headers_as_text();
+    let is_poison = headers.get(h::REASON).is_some_and(|reason| reason == Reason::Poison.name());
+    if is_poison || headers.contains_key(h::REQUEST_ID) {
+        return Ok(None);
+    }
+    if !(is_unread(delivery) && delivery.envelope.redelivered) {
+        return Ok(readable(delivery));
+    }
+    let (lane, key, mark) = (delivery.envelope.lane, delivery.crash_key(), Uuid::new_v4());
+    if store.count_redelivery(lane, &key, None).await?.is_some_and(|crashes| crashes.alone > 0) {
+        tracing::warn!("archiving a letter unread: whoever read it before has not come to the end");
+        return Ok(None);
+    }
+    store.mark_alone(lane, &key, mark).await?;
+    let request = readable(delivery);
+    loop {
+        match store.unmark_alone(lane, mark).await {
+            Ok(()) => return Ok(request),
+            Err(StoreError::Repeat(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn letter_of(delivery: &Delivery, queue: &str, request: Option<&wire::EmailRequest>) -> NewDeadLetter {
     let headers = delivery.original.headers_as_text();
     let header = |name: &str| headers.get(name).cloned();
     let moment = |name: &str| header(name).and_then(|ms| milliseconds(&ms));
-    // The pipeline says what it knows; what the broker put here by itself is asked for the rest.
-    let is_poison = header(h::REASON).as_deref() == Some(Reason::Poison.name());
-    let request = match header(h::REQUEST_ID) {
-        // Whoever reads it dies, or may have died of it, unless the pipeline has read it and says what is wrong with it.
-        None if is_poison => None,
-        None if delivery.envelope.redelivered && header(h::REASON).is_none() => None,
-        Some(_) => None,
-        None => readable(delivery),
-    };
+    // The pipeline says what it knows; what the broker put here by itself was asked for the rest.
     let reason = header(h::REASON).unwrap_or_else(|| {
         let reason = if queue == topology::UNROUTED { Reason::Unrouted } else { Reason::Broker };
         reason.name().to_owned()
@@ -92,10 +132,10 @@ fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
         reason: reason.chars().take(40).collect(),
         error: error.map(|e| storable(&e)),
         request_id: header(h::REQUEST_ID)
-            .or_else(|| request.as_ref().map(|r| r.request_id.clone()))
+            .or_else(|| request.map(|r| r.request_id.clone()))
             .and_then(|id| Uuid::parse_str(&id).ok()),
-        source: header(h::SOURCE).or_else(|| request.as_ref().map(|r| r.source.clone())).and_then(given),
-        template_key: header(h::TEMPLATE).or_else(|| request.as_ref().map(|r| r.template_key.clone())).and_then(given),
+        source: header(h::SOURCE).or_else(|| request.map(|r| r.source.clone())).and_then(given),
+        template_key: header(h::TEMPLATE).or_else(|| request.map(|r| r.template_key.clone())).and_then(given),
         lane: header(h::LANE).filter(|lane| lane.len() <= 10),
         attempts: header(h::ATTEMPTS).and_then(|n| n.parse().ok()),
         routing_key: Some(storable(&delivery.envelope.routing_key)),
@@ -113,7 +153,7 @@ fn letter_of(delivery: &Delivery, queue: &str) -> NewDeadLetter {
         }),
         headers: json!(headers),
         body: delivery.body.to_vec(),
-        unrouted: (queue == topology::UNROUTED).then(|| unrouted(delivery, request.as_ref())),
+        unrouted: (queue == topology::UNROUTED).then(|| unrouted(delivery, request)),
     }
 }
 

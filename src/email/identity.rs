@@ -1,7 +1,8 @@
 //! The identity of one mail: the same on every daemon and at every try, whether or not a database can be asked.
 //!
-//! Invariant: it follows from the request alone (its publish time, its id, the recipient's keyed hash), so a mail that is
-//! sent again, by whomever, goes out under the same Message-ID.
+//! Invariant: it follows from the message alone (its publish time, its request's id, the recipient's keyed hash), so a mail
+//! that is sent again from one message, by whomever, goes out under the same Message-ID. A request that its producer publishes
+//! again is another message: the database knows it for the same and keeps the first identity, and who has no database cannot.
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};

@@ -2,10 +2,30 @@
 
 use lapin::{
     BasicProperties,
+    options::{BasicGetOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable},
 };
+use postrider::{broker::topology, email::Lane, wire};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
-use crate::support::{installation::Installation, requests::ticket};
+use crate::support::{
+    installation::Installation,
+    requests::{id, ticket},
+    wait::{until, until_some},
+};
+
+/// Takes the only message of `email.unrouted` and hands it back. Returns what its crashes are counted under.
+async fn hand_back_unrouted(post: &Installation) -> [u8; 32] {
+    let channel = post.broker.channel().await;
+    let got = until_some("an unrouted message", async || {
+        channel.basic_get(topology::UNROUTED.into(), BasicGetOptions::default()).await.expect("an answer")
+    })
+    .await;
+    got.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await.expect("it is handed back");
+    let message_id = got.properties.message_id().clone().expect("producers give one");
+    Sha256::digest(message_id.as_str()).into()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_with_a_routing_key_that_nobody_binds_is_kept_and_told() {
@@ -21,7 +41,7 @@ async fn a_request_with_a_routing_key_that_nobody_binds_is_kept_and_told() {
     assert_eq!(letter.request_id.map(|id| id.to_string()).as_deref(), Some(request.request_id.as_str()));
     assert_eq!(letter.template_key.as_deref(), Some("support_ticket_created"));
     assert_eq!(letter.source.as_deref(), Some("support"));
-    assert_eq!(letter.body, postrider::wire::to_protobuf(&request), "nothing of it is lost");
+    assert_eq!(letter.body, wire::to_protobuf(&request), "nothing of it is lost");
     assert!(post.relay.log().mails.is_empty());
     post.finish().await;
 }
@@ -42,5 +62,43 @@ async fn what_no_database_can_store_beside_a_message_does_not_stop_the_archive()
     let mut bodies: Vec<&[u8]> = letters.iter().map(|letter| letter.body.as_ref()).collect();
     bodies.sort_unstable();
     assert_eq!(bodies, [b"another".as_slice(), b"garbage", b"one"]);
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_came_back_is_archived_as_what_it_is() {
+    let mut post = Installation::prepare(&[]).await;
+    post.declare_queues().await;
+    let request = ticket("nowhere@example.bj");
+    post.broker.publish_to("support.urgent", &request).await;
+    let key = hand_back_unrouted(&post).await;
+    post.start_daemon().await;
+    let letter = post.database.wait_for_letters(1).await.remove(0);
+    assert_eq!(letter.request_id, Some(id(&request)), "whoever looks for the request finds it");
+    assert_eq!(letter.template_key.as_deref(), Some("support_ticket_created"));
+    assert_eq!(letter.source.as_deref(), Some("support"));
+    until("nothing is held against it any more", async || {
+        let left = "select exists (select from email_crashes where key = $1)
+            or exists (select from email_crash_marks where key = $1)";
+        let left = sqlx::query_scalar::<_, bool>(left).bind(key.as_slice()).fetch_one(&post.database.pool).await;
+        !left.expect("an answer")
+    })
+    .await;
+    post.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_died_reading_is_archived_unread() {
+    let mut post = Installation::prepare(&[]).await;
+    post.declare_queues().await;
+    let request = ticket("nowhere@example.bj");
+    post.broker.publish_to("support.urgent", &request).await;
+    let key = hand_back_unrouted(&post).await;
+    // What a daemon leaves behind that died over it.
+    post.database.store().mark_alone(Lane::Standard, &key, Uuid::new_v4()).await.expect("a mark");
+    post.start_daemon().await;
+    let letter = post.database.wait_for_letters(1).await.remove(0);
+    assert_eq!((letter.request_id, letter.template_key), (None, None));
+    assert_eq!(letter.body, wire::to_protobuf(&request), "nothing of it is lost");
     post.finish().await;
 }
