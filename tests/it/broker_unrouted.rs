@@ -5,7 +5,11 @@ use lapin::{
     options::{BasicGetOptions, BasicNackOptions},
     types::{AMQPValue, FieldTable},
 };
-use postrider::{broker::topology, email::Lane, wire};
+use postrider::{
+    broker::topology,
+    email::Lane,
+    wire::{self, EmailRequest},
+};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -15,8 +19,13 @@ use crate::support::{
     wait::{until, until_some},
 };
 
-/// Takes the only message of `email.unrouted` and hands it back. Returns what its crashes are counted under.
-async fn hand_back_unrouted(post: &Installation) -> [u8; 32] {
+/// A request that nobody binds waits in `email.unrouted`, and has been taken and handed back. With it, what its crashes are
+/// counted under.
+async fn unrouted_that_came_back() -> (Installation, EmailRequest, [u8; 32]) {
+    let mut post = Installation::prepare(&[]).await;
+    post.declare_queues().await;
+    let request = ticket("nowhere@example.bj");
+    post.broker.publish_to("support.urgent", &request).await;
     let channel = post.broker.channel().await;
     let got = until_some("an unrouted message", async || {
         channel.basic_get(topology::UNROUTED.into(), BasicGetOptions::default()).await.expect("an answer")
@@ -24,7 +33,8 @@ async fn hand_back_unrouted(post: &Installation) -> [u8; 32] {
     .await;
     got.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await.expect("it is handed back");
     let message_id = got.properties.message_id().clone().expect("producers give one");
-    Sha256::digest(message_id.as_str()).into()
+    let key = Sha256::digest(message_id.as_str()).into();
+    (post, request, key)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,11 +77,7 @@ async fn what_no_database_can_store_beside_a_message_does_not_stop_the_archive()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_only_came_back_is_archived_as_what_it_is() {
-    let mut post = Installation::prepare(&[]).await;
-    post.declare_queues().await;
-    let request = ticket("nowhere@example.bj");
-    post.broker.publish_to("support.urgent", &request).await;
-    let key = hand_back_unrouted(&post).await;
+    let (mut post, request, key) = unrouted_that_came_back().await;
     post.start_daemon().await;
     let letter = post.database.wait_for_letters(1).await.remove(0);
     assert_eq!(letter.request_id, Some(id(&request)), "whoever looks for the request finds it");
@@ -89,11 +95,7 @@ async fn what_only_came_back_is_archived_as_what_it_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_somebody_died_reading_is_archived_unread() {
-    let mut post = Installation::prepare(&[]).await;
-    post.declare_queues().await;
-    let request = ticket("nowhere@example.bj");
-    post.broker.publish_to("support.urgent", &request).await;
-    let key = hand_back_unrouted(&post).await;
+    let (mut post, request, key) = unrouted_that_came_back().await;
     // What a daemon leaves behind that died over it.
     post.database.store().mark_alone(Lane::Standard, &key, Uuid::new_v4()).await.expect("a mark");
     post.start_daemon().await;
