@@ -30,15 +30,14 @@ const METADATA_BYTES_MAX: usize = 64 * 1024;
 
 /// Archives one delivery. While the database is away it stays in its queue.
 pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str) {
+    let suspect = suspect(&delivery);
     let request = loop {
-        match request_of(&store, &delivery).await {
+        match request_of(&store, &delivery, suspect.as_ref()).await {
             Ok(request) => break request,
             Err(StoreError::Repeat(_)) => {}
             Err(error) => return hand_back(&store, delivery, &error).await,
         }
     };
-    let counted =
-        (is_unread(&delivery) && delivery.envelope.redelivered).then(|| (delivery.envelope.lane, delivery.crash_key()));
     let mut letter = letter_of(&delivery, queue, request.as_ref());
     let mut is_bare = false;
     loop {
@@ -59,8 +58,8 @@ pub async fn archive(store: Arc<Store>, delivery: Delivery, queue: &'static str)
             Err(error) => return hand_back(&store, delivery, &error).await,
         }
     }
-    if let Some((lane, key)) = counted
-        && let Err(error) = store.forget_crashes(lane, &key).await
+    if let Some(key) = suspect
+        && let Err(error) = store.forget_crashes(delivery.envelope.lane, &key).await
     {
         tracing::debug!(%error, "a mark of an archived letter stays until its retention ends");
     }
@@ -77,27 +76,32 @@ async fn hand_back(store: &Arc<Store>, delivery: Delivery, error: &StoreError) {
     }
 }
 
-/// Whether nobody has read the message yet: the pipeline puts a reason on its own letters.
-fn is_unread(delivery: &Delivery) -> bool {
-    !delivery.original.headers_as_text().contains_key(h::REASON)
+/// What the crashes of a letter are counted under that came back and may have killed whoever read it. The pipeline has read
+/// those that it has put a reason on.
+fn suspect(delivery: &Delivery) -> Option<[u8; 32]> {
+    let headers = delivery.original.properties.headers();
+    let is_read = headers.as_ref().is_some_and(|headers| headers.contains_key(h::REASON));
+    (delivery.envelope.redelivered && !is_read).then(|| delivery.crash_key())
 }
 
 /// The request in a letter that does not name it, if it can be read without danger.
-async fn request_of(store: &Store, delivery: &Delivery) -> Result<Option<wire::EmailRequest>, StoreError> {
+async fn request_of(
+    store: &Store,
+    delivery: &Delivery,
+    suspect: Option<&[u8; 32]>,
+) -> Result<Option<wire::EmailRequest>, StoreError> {
     let headers = delivery.original.headers_as_text();
     let is_poison = headers.get(h::REASON).is_some_and(|reason| reason == Reason::Poison.name());
     if is_poison || headers.contains_key(h::REQUEST_ID) {
         return Ok(None);
     }
-    if !(is_unread(delivery) && delivery.envelope.redelivered) {
-        return Ok(readable(delivery));
-    }
-    let (lane, key, mark) = (delivery.envelope.lane, delivery.crash_key(), Uuid::new_v4());
-    if store.count_redelivery(lane, &key, None).await?.is_some_and(|crashes| crashes.alone > 0) {
+    let Some(key) = suspect else { return Ok(readable(delivery)) };
+    let (lane, mark) = (delivery.envelope.lane, Uuid::new_v4());
+    if store.count_redelivery(lane, key, None).await?.is_some_and(|crashes| crashes.alone > 0) {
         tracing::warn!("archiving a letter unread: whoever read it before has not come to the end");
         return Ok(None);
     }
-    store.mark_alone(lane, &key, mark).await?;
+    store.mark_alone(lane, key, mark).await?;
     let request = readable(delivery);
     loop {
         match store.unmark_alone(lane, mark).await {
